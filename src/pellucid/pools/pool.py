@@ -1,0 +1,142 @@
+"""What every feed-forward pool offers the trunk, beyond ``UnitPool``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pellucid.core.errors import ConfigError
+from pellucid.core.unit import Code, PoolSpec, Site
+from pellucid.ops.sparse_decode import sparse_decode
+
+
+class Pool(nn.Module, ABC):
+    """A pool of units that fills a feed-forward slot and can be trained there.
+
+    A subclass implements ``forward_with_parts`` on rows of any leading shape, the members of
+    ``UnitPool``, and ``unit_tables``. Auxiliary losses leave as return values, already weighted.
+    """
+
+    def __init__(self, spec: PoolSpec) -> None:
+        super().__init__()
+        self._spec = spec
+
+    @property
+    def spec(self) -> PoolSpec:
+        return self._spec
+
+    @abstractmethod
+    def forward_with_parts(
+        self, x: Float[Tensor, "*batch d"]
+    ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
+        """The slot's output and its weighted auxiliary losses by name (empty in evaluation)."""
+
+    @abstractmethod
+    def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]: ...
+
+    @abstractmethod
+    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]: ...
+
+    @abstractmethod
+    def activate(
+        self,
+        x: Float[Tensor, "*batch d"],
+        *,
+        unit: Int[Tensor, " k"] | None = None,
+        limit: int | None = None,
+    ) -> Code: ...
+
+    @abstractmethod
+    def decode(self, code: Code) -> Float[Tensor, "*batch d"]: ...
+
+    @abstractmethod
+    def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]: ...
+
+    @abstractmethod
+    def unit_tables(self) -> tuple[nn.Parameter, ...]:
+        """Parameters with one row per unit (reads, writes and their biases): own learning rate,
+        no weight decay."""
+
+    @abstractmethod
+    def write_tables(self) -> tuple[nn.Parameter, ...]:
+        """Parameters in which the output is linear: what ``calibrate`` scales."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """What changes between optimiser steps without a gradient: balance biases, thresholds."""
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.forward_with_parts(x)[0]
+
+
+def pool_spec(name: str, width: int, *axes: tuple[str, int]) -> PoolSpec:
+    """The spec of a native pool: module ``name`` read at its input and written at its output."""
+    return PoolSpec(
+        name=name,
+        reads=Site(module=name, port="in"),
+        writes=Site(module=name, port="out"),
+        axes=axes,
+        d_in=width,
+        d_out=width,
+    )
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Every named field is at least 1, or a ``ConfigError`` names the one that is not."""
+    for name in names:
+        size = getattr(config, name)
+        if size < 1:
+            raise ConfigError(f"{name}: expected at least 1, found {size}")
+
+
+def check_exclusive(unit: Tensor | None, limit: int | None) -> None:
+    """``activate`` takes ``unit`` or ``limit``, not both."""
+    if unit is not None and limit is not None:
+        raise ValueError("activate takes unit= or limit=, not both; name units or bound them")
+
+
+def keep_largest(code: Code, write_norm: Float[Tensor, "*batch k"], limit: int | None) -> Code:
+    """The ``limit`` entries of each row with the largest |value|·‖write‖, or all for ``None``."""
+    if limit is None or limit >= code.unit.shape[-1]:
+        return code
+    top = (code.value.abs() * write_norm).topk(limit, dim=-1).indices
+    return Code(code.unit.gather(-1, top), code.gate.gather(-1, top), code.act.gather(-1, top))
+
+
+def decode_rows(code: Code, table: Float[Tensor, "N d"]) -> Float[Tensor, "*batch d"]:
+    """Σ value · table[unit] over each row's entries."""
+    entries = code.unit.shape[-1]
+    rows = sparse_decode(code.unit.reshape(-1, entries), code.value.reshape(-1, entries), table)
+    return rows.view(*code.unit.shape[:-1], table.shape[1])
+
+
+def named_gates(code: Code, unit: Int[Tensor, " k"], num_units: int) -> Float[Tensor, "*batch k"]:
+    """The gate that a code gives to each named unit: 0 where the unit is not in the row.
+
+    A unit is in a row at most once, padding (gate 0) aside, so gates are added up.
+    """
+    column = torch.full((num_units,), unit.shape[0], device=unit.device)
+    column[unit] = torch.arange(unit.shape[0], device=unit.device)
+    gates = code.gate.new_zeros(*code.gate.shape[:-1], unit.shape[0] + 1)
+    return gates.scatter_add(-1, column[code.unit], code.gate)[..., :-1]
+
+
+@torch.no_grad()
+def calibrate(pool: Pool, output_rms: float, *, rows: int = 4096) -> None:
+    """Scale the write tables so that Gaussian rows leave the pool with RMS ``output_rms``.
+
+    Every architecture then starts with the same influence on the residual stream. Weights on the
+    meta device, which are loaded later, are left alone.
+    """
+    tables = pool.write_tables()
+    if any(table.is_meta for table in tables):
+        return
+    x = torch.randn(rows, pool.spec.d_in, device=tables[0].device, dtype=tables[0].dtype)
+    was_training = pool.training
+    pool.eval()
+    rms = (pool(x) - pool.rest(x)).square().mean().sqrt()
+    pool.train(was_training)
+    for table in tables:
+        table.mul_(output_rms / rms.clamp_min(1e-12))

@@ -1,0 +1,146 @@
+"""A wide ReLU layer of which each token keeps its k strongest units.
+
+    a = U x + b;  S = top-k(relu(a));  y = c + Σ_{j∈S} relu(a_j) v_j
+
+Source: Makhzani and Frey, "k-Sparse Autoencoders", arXiv 1312.5663, in a transformer's slot. Cost
+per token: 2·d·f + 2·k·d FLOPs forward, 2·d·f + 10·k·d in training, since only the selected units
+carry gradient. A unit that is never selected therefore never learns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pellucid.core.cost import Cost
+from pellucid.core.errors import ConfigError
+from pellucid.core.unit import Code
+from pellucid.ops.pool_mlp import pool_select
+from pellucid.ops.sparse_decode import sparse_read
+from pellucid.pools.pool import (
+    Pool,
+    calibrate,
+    check_exclusive,
+    check_positive,
+    decode_rows,
+    keep_largest,
+    named_gates,
+    pool_spec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKMLPConfig:
+    """``hidden`` units, ``k`` kept per token."""
+
+    kind: Literal["topk-mlp"] = "topk-mlp"
+    hidden: int = 4096
+    k: int = 12
+
+    def __post_init__(self) -> None:
+        check_positive(self, "hidden", "k")
+        if self.k > self.hidden:
+            raise ConfigError(
+                f"k: expected at most hidden = {self.hidden}, found {self.k}; lower k"
+            )
+
+    @classmethod
+    def tiny(cls) -> "TopKMLPConfig":
+        return cls(hidden=13, k=3)
+
+    @property
+    def free_size(self) -> int:
+        return self.hidden
+
+    def with_size(self, size: int) -> "TopKMLPConfig":
+        return replace(self, hidden=size)
+
+    def build(
+        self, *, name: str, width: int, output_rms: float, tied: nn.Module | None = None
+    ) -> "TopKMLP":
+        pool = TopKMLP(self, name, width)
+        calibrate(pool, output_rms)
+        return pool
+
+    def cost(self, width: int) -> Cost:
+        read, kept = 2 * width * self.hidden, width * self.k
+        return Cost(
+            total=2 * width * self.hidden + self.hidden + width,
+            active=width * self.hidden + self.hidden + kept + width,
+            forward=read + 2 * kept,
+            training=read + 10 * kept,
+        )
+
+
+class TopKMLP(Pool):
+    """The k largest positive pre-activations of one wide layer. ``rest`` is c."""
+
+    def __init__(self, config: TopKMLPConfig, name: str, width: int) -> None:
+        super().__init__(pool_spec(name, width, ("neuron", config.hidden)))
+        self.config = config
+        self.reads = nn.Parameter(torch.randn(config.hidden, width) / width**0.5)
+        self.read_bias = nn.Parameter(torch.zeros(config.hidden))
+        self.writes = nn.Parameter(torch.randn(config.hidden, width) / config.k**0.5)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward_with_parts(
+        self, x: Float[Tensor, "*batch d"]
+    ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
+        return self.rest(x) + self.decode(self._code(x)), {}
+
+    def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
+        return self.reads[unit]
+
+    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
+        return self.writes[unit]
+
+    def activate(
+        self,
+        x: Float[Tensor, "*batch d"],
+        *,
+        unit: Int[Tensor, " k"] | None = None,
+        limit: int | None = None,
+    ) -> Code:
+        check_exclusive(unit, limit)
+        code = self._code(x)
+        if unit is None:
+            return keep_largest(code, self.writes.norm(dim=-1)[code.unit], limit)
+        gate = named_gates(code, unit, self.spec.num_units)
+        act = F.relu(F.linear(x, self.reads[unit], self.read_bias[unit]))
+        return Code(unit.expand(act.shape), gate.to(act.dtype), act)
+
+    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
+        return decode_rows(code, self.writes)
+
+    def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.bias.expand_as(x)
+
+    def unit_tables(self) -> tuple[nn.Parameter, ...]:
+        return self.reads, self.read_bias, self.writes
+
+    def write_tables(self) -> tuple[nn.Parameter, ...]:
+        return (self.writes,)
+
+    def after_step(self) -> None:
+        """Nothing changes between steps."""
+
+    def _code(self, x: Float[Tensor, "*batch d"]) -> Code:
+        rows = x.reshape(-1, x.shape[-1])
+        # One pool that every token has opened: the same grouped read and top-k.
+        pool = torch.zeros(rows.shape[0], 1, dtype=torch.long, device=x.device)
+        unit = pool_select(
+            rows,
+            pool,
+            torch.ones_like(pool, dtype=rows.dtype),
+            self.reads[None],
+            self.read_bias[None],
+            self.config.k,
+        )
+        act = F.relu(sparse_read(rows, unit, self.reads) + self.read_bias[unit])
+        shape = (*x.shape[:-1], self.config.k)
+        gate = (act > 0).to(act.dtype)
+        return Code(unit.view(shape), gate.view(shape), act.view(shape))

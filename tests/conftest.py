@@ -1,0 +1,12 @@
+"""Shared by all tests: fresh memory is NaN, and every test starts from one seed."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_poison() -> None:
+    """Seed torch; fill ``torch.empty`` with NaN so that a read of unwritten memory shows."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
