@@ -41,6 +41,8 @@ def parse_units(units: str, spec: PoolSpec) -> Int[Tensor, " k"]:
             raise AddressError(
                 f"{spec.name}@{units}: the pool has no axis {axis!r}; {nearest(axis, sizes)}"
             )
+        if axis in fixed:
+            raise AddressError(f"{spec.name}@{units}: {axis} is fixed twice; name it once")
         fixed[axis] = _index(value, sizes[axis], f"{spec.name}@{units}", axis)
     grid = torch.arange(spec.num_units).view([size for _, size in spec.axes])
     chosen = tuple(fixed.get(axis, slice(None)) for axis, _ in spec.axes)

@@ -91,7 +91,7 @@ def _parse_dataclass(kind: Any, data: Any, where: str, field: str) -> Any:
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in data:
-            raise ConfigError(f"{where}: {prefix}{name} is missing; expected {hints[name]}")
+            raise ConfigError(f"{where}: {prefix}{name} is missing; expected {_name(hints[name])}")
     values = {k: _parse(hints[k], v, where, prefix + k) for k, v in data.items()}
     try:
         return kind(**values)
@@ -102,14 +102,17 @@ def _parse_dataclass(kind: Any, data: Any, where: str, field: str) -> Any:
 def _parse_union(kind: Any, data: Any, where: str, field: str) -> Any:
     options = typing.get_args(kind)
     structs = [option for option in options if dataclasses.is_dataclass(option)]
+    if isinstance(data, dict) and len(structs) == 1:
+        return _parse_dataclass(structs[0], data, where, field)
     if isinstance(data, dict) and structs:
         by_kind = {
             typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in structs
         }
         found = data.get("kind")
         if found not in by_kind:
+            name = f"{field}.kind" if field else "kind"
             hint = nearest(str(found), by_kind)
-            raise ConfigError(f"{where}: {field}.kind: found {found!r}; {hint}")
+            raise ConfigError(f"{where}: {name}: found {found!r}; {hint}")
         return _parse_dataclass(by_kind[found], data, where, field)
     for option in options:
         try:
@@ -134,5 +137,8 @@ def _parse_tuple(kind: Any, data: Any, where: str, field: str) -> tuple[Any, ...
 
 
 def _mismatch(kind: Any, data: Any, where: str, field: str) -> ConfigError:
-    name = kind.__name__ if isinstance(kind, type) else str(kind)
-    return ConfigError(f"{where}: {field or 'value'}: expected {name}, found {data!r}")
+    return ConfigError(f"{where}: {field or 'value'}: expected {_name(kind)}, found {data!r}")
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)

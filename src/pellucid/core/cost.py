@@ -23,6 +23,3 @@ class Cost:
             forward=self.forward + other.forward,
             training=self.training + other.training,
         )
-
-
-ZERO = Cost(total=0, active=0, forward=0, training=0)

@@ -39,16 +39,21 @@ def edit_units(
 ) -> Edit:
     """The edit that replaces a pool's code by ``change(code)`` and leaves the rest untouched.
 
-    Naming ``unit`` is exact, since all other units cancel. Difference and sum are computed in at
-    least float32 and cast once: in bf16 decode − decode cancels badly.
+    Naming ``unit`` is exact, since no other unit enters. The difference is one decode of both
+    codes, the old one negated (decode is linear in value), and the sum is computed in at least
+    float32 and cast once: two decodes, each rounded to bf16, would cancel badly.
     """
 
     def apply(x: Tensor, y: Tensor) -> Tensor:
         code = pool.activate(x, unit=unit)
         changed = change(code)
+        both = Code(
+            torch.cat((changed.unit, code.unit), -1),
+            torch.cat((changed.gate, -code.gate), -1),
+            torch.cat((changed.act, code.act), -1),
+        )
         precise = torch.promote_types(y.dtype, torch.float32)
-        delta = pool.decode(changed).to(precise) - pool.decode(code).to(precise)
-        return (y.to(precise) + delta).to(y.dtype)
+        return (y.to(precise) + pool.decode(both).to(precise)).to(y.dtype)
 
     return Edit(reads=pool.spec.reads, writes=pool.spec.writes, apply=apply)
 

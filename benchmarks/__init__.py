@@ -1,0 +1,1 @@
+"""Reference runs and timings. Nothing in ``src`` imports this package."""

@@ -1,0 +1,216 @@
+"""The reference comparison of slots at ``tiny``: one record per finished run.
+
+    python -m benchmarks.lm_tiny --data CORPUS                    every arm that has no record yet
+    python -m benchmarks.lm_tiny --data CORPUS --arm pools-k12    one arm
+
+All arms share trunk, data order, optimiser, precision and forward FLOPs per token; each arm's free
+size is solved for that budget. Every arm gets the same short learning-rate trials (``--trial``
+steps at each rate of ``RATES``, seed 0), and the best rate on validation text is used. Runs resume
+from their checkpoints, so the command can be stopped and repeated at any time. The validation pass
+behind the figures scores whole documents of every domain.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pellucid.cli.progress import note_progress, say
+from pellucid.data.packing import evaluation_batches
+from pellucid.explore.activity import PoolActivity, measure_activity
+from pellucid.models.cost import model_cost
+from pellucid.models.presets import match, preset, slot, with_slots
+from pellucid.pools.hierarchy import HierarchyConfig
+from pellucid.pools.pooled_peer import PooledPeerConfig
+from pellucid.pools.topk_mlp import TopKMLPConfig
+from pellucid.recipes.folder import commit, create_run, is_run, machine, read_metrics, read_run
+from pellucid.recipes.language import LanguageRun, recipe
+from pellucid.recipes.load import load_run
+from pellucid.recipes.training import Prepared, prepare_run, train_language
+from pellucid.train.checkpoint import write_atomically
+from pellucid.train.evaluate import evaluate
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "lm-tiny.json"
+RATES = (1.5e-3, 3e-3, 6e-3)
+WIDTH = 128
+ARMS = {
+    "pools-k12": ("pools", 12, 3),
+    "dense": ("dense", None, 3),
+    "pools-k32": ("pools", 32, 3),
+    "topk-mlp": ("topk-mlp", 12, 1),
+    "pooled-peer": ("pooled-peer", 12, 1),
+    "peer": ("peer", None, 1),
+    "monet-hd": ("monet-hd", None, 1),
+    "monet-vd": ("monet-vd", None, 1),
+}
+
+
+def arm_config(arm: str, source: str, seed: int, lr: float, steps: int) -> LanguageRun:
+    """One arm's run: the tiny recipe with the arm's slot at the common FLOP budget."""
+    architecture, k, _ = ARMS[arm]
+    base = recipe(f"{architecture}-tiny")
+    budget = slot("pools", WIDTH).cost(WIDTH).forward
+    pool = slot(architecture, WIDTH)
+    if isinstance(pool, HierarchyConfig | TopKMLPConfig | PooledPeerConfig) and k is not None:
+        pool = match(replace(pool.with_size(k), k=k), WIDTH, budget)
+    return replace(
+        base,
+        model=with_slots(preset(architecture, "tiny"), pool),
+        data=replace(base.data, source=source),
+        optim=replace(base.optim, lr=lr),
+        steps=steps,
+        seed=seed,
+        precision="bf16",
+        evaluate_every=steps if steps < 500 else 200,
+    )
+
+
+def main() -> None:
+    """Run every arm that has no record yet, in the order of ``ARMS``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--arm", choices=list(ARMS), action="append")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--trial", type=int, default=128)
+    parser.add_argument("--validation", type=int, default=16_384, help="tokens per domain")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lm-tiny"))
+    args = parser.parse_args()
+    for arm in args.arm or list(ARMS):
+        for seed in args.seed or range(ARMS[arm][2]):
+            if not _recorded(arm, seed):
+                _run_arm(arm, seed, args)
+
+
+def _run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
+    lr = _best_rate(arm, args)
+    config = arm_config(arm, args.data, seed, lr, args.steps)
+    run = args.runs / f"{arm}-seed{seed}"
+    prepared = _train(run, config, arm)
+    record = _measure(run, prepared, arm, seed, lr, args.validation)
+    records = [*_records(), record]
+    write_atomically(RESULTS, json.dumps(records, indent=1) + "\n")
+    say(f"{arm} seed {seed}: {record['val_bpb']:.4f} bits per byte, recorded")
+
+
+def _best_rate(arm: str, args: argparse.Namespace) -> float:
+    """The rate with the lowest validation bits per byte after a short run of its own schedule."""
+    scores: dict[float, float] = {}
+    for lr in RATES:
+        run = args.runs / "rates" / f"{arm}-{lr:g}"
+        config = arm_config(arm, args.data, 0, lr, args.trial)
+        finished = is_run(run) and [m for m in read_metrics(run) if m["step"] == args.trial]
+        if not finished:
+            _train(run, config, f"{arm} lr {lr:g}")
+        last = [m for m in read_metrics(run) if "val/bits_per_byte" in m][-1]
+        scores[lr] = last["val/bits_per_byte"]
+    say(f"{arm}: " + ", ".join(f"lr {lr:g} {score:.4f}" for lr, score in scores.items()))
+    return min(scores, key=lambda lr: scores[lr])
+
+
+def _train(run: Path, config: LanguageRun, name: str) -> Prepared:
+    prepared = prepare_run(config, note_progress())
+    if not is_run(run):
+        create_run(
+            run, prepared.config, recipe=name, command=["benchmarks.lm_tiny"], overwrite=False
+        )
+    elif read_run(run)[0] != prepared.config:
+        raise SystemExit(f"{run}: made with another config; remove it")
+    progress = train_language(run, prepared, name=name, say=say)
+    if progress.stopping:
+        raise SystemExit("stopped after a checkpoint; the same command goes on")
+    return prepared
+
+
+def _measure(
+    run: Path, prepared: Prepared, arm: str, seed: int, lr: float, validation: int
+) -> dict[str, Any]:
+    config, corpus = prepared.config, prepared.corpus
+    model = load_run(run).model
+    batches = list(
+        evaluation_batches(
+            corpus.validation,
+            context=config.model.context,
+            batch_size=config.batch,
+            tokens_per_domain=validation,
+        )
+    )
+    scores = evaluate(model, batches, corpus.validation, corpus.domains)
+    pools = list(model.pools().values())
+    activity = measure_activity(model, pools, batches, corpus.validation, corpus.domains)
+    speeds = [m["time/tokens_per_second"] for m in read_metrics(run)]
+    cost = model_cost(config.model)
+    revision, dirty = commit()
+    return {
+        "slot": ARMS[arm][0],
+        "preset": "tiny",
+        "arm": arm,
+        "k": ARMS[arm][1],
+        "free_size": config.model.slot(0).free_size,
+        "seed": seed,
+        "tokens": config.steps * config.tokens_per_step,
+        "val_bpb": scores.bits_per_byte,
+        "val_bpb_by_domain": scores.by_domain,
+        "val_tokens": scores.tokens,
+        "tokens_per_second": median(speeds),
+        "params_total": cost.total,
+        "params_active": cost.active,
+        "forward_flops_per_token": cost.forward,
+        "train_flops_per_token": cost.training,
+        "l0": sum(a.l0 for a in activity) / len(activity),
+        "effective_l0": sum(a.effective_l0 for a in activity) / len(activity),
+        "dead_fraction": sum(a.dead_fraction for a in activity) / len(activity),
+        **_specialisation(activity),
+        "by_layer": [_layer(a) for a in activity],
+        "lr": lr,
+        "precision": config.precision,
+        "commit": revision,
+        "dirty": dirty,
+        "machine": machine(),
+    }
+
+
+def _layer(activity: PoolActivity) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "pool": activity.spec.name,
+        "l0": activity.l0,
+        "dead_fraction": activity.dead_fraction,
+    }
+    if activity.map is not None:
+        for name in ("nmi", "nmi_given_token"):
+            figure = getattr(activity.map, name)
+            record |= {
+                name: figure.value,
+                f"{name}_null_mean": figure.null_mean,
+                f"{name}_null_std": figure.null_std,
+            }
+    return record
+
+
+def _specialisation(activity: tuple[PoolActivity, ...]) -> Mapping[str, float | None]:
+    """The figures of the layer, from the second one up, that has least of them."""
+    found: dict[str, float | None] = {}
+    layers = [_layer(a) for a in activity[1:]]
+    for name in ("nmi", "nmi_given_token"):
+        fields = (name, f"{name}_null_mean", f"{name}_null_std")
+        known = [layer for layer in layers if name in layer]
+        lowest = min(known, key=lambda layer: layer[fields[0]] - layer[fields[1]], default={})
+        found |= {field: lowest.get(field) for field in fields}
+    return found
+
+
+def _records() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def _recorded(arm: str, seed: int) -> bool:
+    return any(r["arm"] == arm and r["seed"] == seed for r in _records())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""``pellucid resume FOLDER``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pellucid.cli.parse import parse
+from pellucid.cli.progress import finish, note_progress, say
+from pellucid.core.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFlags:
+    """Continue a run from its newest checkpoint; the rest of the run repeats bit for bit."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    steps: int | None = None
+    """A new number of steps in all; the learning-rate schedule is planned again for it."""
+    checkpoint: str | None = None
+    """Go back to this checkpoint, for example step_000000100; later ones are removed."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Resume; print the run's folder, or the resume command if it was stopped early again."""
+    flags = parse(ResumeFlags, argv, verb="resume", says=ResumeFlags.__doc__ or "")
+    from pellucid.recipes.folder import read_run, write_run
+    from pellucid.recipes.training import prepare_run, train_language
+    from pellucid.train.checkpoint import go_back, newest_step
+
+    config, record = read_run(flags.run)
+    if flags.checkpoint is not None:
+        go_back(flags.run, flags.checkpoint)
+    reached = newest_step(flags.run)
+    if flags.steps is not None and flags.steps != config.steps:
+        if flags.steps < reached:
+            raise RunError(
+                f"{flags.run}: --steps {flags.steps}: the run is at step {reached} already; "
+                "give a larger number, or go back with --checkpoint"
+            )
+        say(
+            f"planned {config.steps} steps, now {flags.steps}: the learning-rate schedule is "
+            f"planned again from step {reached}, so the result differs from an uninterrupted run"
+        )
+        config = replace(config, steps=flags.steps)
+    prepared = prepare_run(config, note_progress())
+    write_run(flags.run, prepared.config, recipe=record["recipe"], command=record["command"])
+    progress = train_language(flags.run, prepared, name=record["recipe"], say=say)
+    return finish(flags.run, progress.step, progress.steps)

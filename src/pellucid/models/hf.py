@@ -1,0 +1,291 @@
+"""Our decoder as a model of transformers, and any model of transformers as a ``Host``.
+
+Importing this module registers ``PellucidForCausalLM``, after which the Auto classes load what
+``export_pretrained`` wrote. Blocks stand at ``model.layers.L`` with the pool at
+``model.layers.L.mlp``, where other tools look for it. Attention, norms and pools are the same
+modules as in ``Transformer``, so the logits are bit-equal; keys and values go into transformers'
+caches.
+
+Pools' auxiliary losses are not part of ``loss``, and ``after_step`` is not called: pools are to be
+trained by pellucid's own loop.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from pellucid.core.errors import CheckpointError
+from pellucid.models.config import TransformerConfig
+from pellucid.models.hf_config import PellucidConfig
+from pellucid.models.hf_files import export_pretrained, load_transformer
+from pellucid.models.hf_host import HuggingFaceHost
+from pellucid.nn.attention import Attention, Remember
+from pellucid.nn.norm import RMSNorm
+from pellucid.nn.rope import rope_angles
+from pellucid.pools import Pool, TiedMLP
+from pellucid.pools.hierarchy import HierarchyConfig
+
+__all__ = [
+    "HuggingFaceHost",
+    "PellucidConfig",
+    "PellucidForCausalLM",
+    "PellucidModel",
+    "export_pretrained",
+    "load_transformer",
+    "register",
+]
+
+MARK = "_is_hf_initialized"  # transformers' mark on tensors and modules that need no drawing
+
+
+class PellucidLayer(nn.Module):
+    """One pre-norm block under transformers' names; ``name`` is its module path in the model."""
+
+    def __init__(
+        self, config: TransformerConfig, layer: int, name: str, tied: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(
+            config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            qk_norm=config.qk_norm,
+            layer=layer,
+            eps=config.norm_eps,
+        )
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp: Pool = config.slot(layer).build(
+            name=f"{name}.mlp",
+            width=config.width,
+            output_rms=0.25 / (2 * config.layers) ** 0.5,
+            tied=tied,
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T d"],
+        rope: tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]],
+        mask: Bool[Tensor, "B T S"] | None,
+        remember: Remember | None,
+    ) -> Float[Tensor, "B T d"]:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, remember)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class PellucidPreTrainedModel(PreTrainedModel):
+    """What both models tell transformers about saving, loading and initialising."""
+
+    config: PellucidConfig
+    config_class = PellucidConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _no_split_modules = ["PellucidLayer"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the trunk as ``Transformer`` does; pools have drawn and calibrated themselves.
+
+        transformers calls this on every module, new or loaded, and its ``initialization``
+        functions leave loaded tensors alone. Buffers that no checkpoint holds arrive here as
+        unwritten memory; a pool's are counters that stand at zero between steps.
+        """
+        if isinstance(module, nn.Linear | nn.Embedding):
+            initialization.normal_(module.weight, std=0.02)
+        elif isinstance(module, Attention):
+            std = 0.02 / (2 * self.config.num_hidden_layers) ** 0.5
+            initialization.normal_(module.out.weight, std=std)
+        elif isinstance(module, RMSNorm):
+            initialization.ones_(module.gain)
+        elif isinstance(module, Pool | TiedMLP):
+            _finish_loading(module)
+
+
+class PellucidModel(PellucidPreTrainedModel):
+    """The trunk: token embedding, blocks, final norm. ``prefix`` is its own module path, dotted."""
+
+    def __init__(self, config: PellucidConfig, prefix: str = "") -> None:
+        super().__init__(config)
+        decoder = config.transformer_config()
+        self.theta = decoder.rope_theta
+        self.embed_tokens = nn.Embedding(decoder.vocab_size, decoder.width)
+        wants_tied = any(
+            isinstance(pool, HierarchyConfig) and pool.shared == "tied_mlp" for pool in decoder.ffn
+        )
+        self.tied_mlp = TiedMLP(decoder.width, decoder.tied_mlp_width) if wants_tied else None
+        self.layers = nn.ModuleList(
+            PellucidLayer(decoder, layer, f"{prefix}layers.{layer}", self.tied_mlp)
+            for layer in range(decoder.layers)
+        )
+        self.norm = RMSNorm(decoder.width, decoder.norm_eps)
+        for module in self.modules():
+            if isinstance(module, Pool | TiedMLP) and not next(module.parameters()).is_meta:
+                _mark_initialised(module)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T d"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """The normed residual stream of every position.
+
+        ``attention_mask`` is 0 on padding, 1 elsewhere, over cached and new positions: [B, S]; or
+        a ready mask [B, 1, T, S], true where a new position may see another.
+        Positions count the tokens that are not padding, unless ``position_ids`` gives them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward takes input_ids or inputs_embeds: exactly one of them")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if position_ids is None:
+            position_ids = _positions(x, attention_mask, past)
+        rope = rope_angles(position_ids.expand(x.shape[:2]), self.config.head_dim, self.theta)
+        mask = _mask(x, attention_mask, past)
+        remember = None if past_key_values is None else past_key_values.update
+        stream = [x]
+        for layer in self.layers:
+            stream.append(layer(stream[-1], rope, mask, remember))
+        last = self.norm(stream[-1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=last,
+            past_key_values=past_key_values,
+            hidden_states=(*stream[:-1], last) if output_hidden_states else None,
+        )
+
+
+class PellucidForCausalLM(PellucidPreTrainedModel, GenerationMixin):
+    """The trunk and the unembedding, with transformers' loss, generation and saving."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: PellucidConfig) -> None:
+        super().__init__(config)
+        self.model = PellucidModel(config, "model.")
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T d"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits of the last ``logits_to_keep`` positions (0: all), and the mean loss.
+
+        ``labels`` are the tokens themselves, shifted in here; -100 leaves a position out.
+        ``kwargs`` reach transformers' loss function.
+        """
+        trunk = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.lm_head(trunk.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            vocab = self.config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=trunk.past_key_values,
+            hidden_states=trunk.hidden_states,
+        )
+
+
+def register() -> None:
+    """Make transformers' Auto classes know ``model_type`` "pellucid"; again is harmless."""
+    AutoConfig.register(PellucidConfig.model_type, PellucidConfig, exist_ok=True)
+    AutoModel.register(PellucidConfig, PellucidModel, exist_ok=True)
+    AutoModelForCausalLM.register(PellucidConfig, PellucidForCausalLM, exist_ok=True)
+
+
+def _positions(
+    x: Float[Tensor, "B T d"], attention_mask: Tensor | None, past: int
+) -> Int[Tensor, "_ T"]:
+    seq = x.shape[1]
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.arange(past, past + seq, device=x.device)[None]
+    counted = attention_mask.long().cumsum(-1) - 1
+    return counted.clamp_min(0)[:, past : past + seq]
+
+
+def _mask(
+    x: Float[Tensor, "B T d"], attention_mask: Tensor | None, past: int
+) -> Bool[Tensor, "B T S"] | None:
+    """Which positions each new one may see; ``None`` where plain causal attention is meant."""
+    if attention_mask is not None and attention_mask.ndim == 4:  # as static caches have it made
+        return attention_mask[:, 0].bool()
+    batch, seq, _ = x.shape
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    if not padded and (past == 0 or seq == 1):
+        return None
+    key = torch.arange(past + seq, device=x.device)
+    query = key[past:, None]
+    mask = (key <= query).expand(batch, -1, -1)
+    if attention_mask is None:
+        return mask
+    # Padding sees itself: a softmax over nothing would be NaN, and spread.
+    return (mask & attention_mask[:, None].bool()) | (key == query)
+
+
+def _mark_initialised(module: nn.Module) -> None:
+    """Tell transformers that a module's tensors hold what they should."""
+    for part in module.modules():
+        setattr(part, MARK, True)
+    for tensor in (*module.parameters(), *module.buffers()):
+        setattr(tensor, MARK, True)
+
+
+def _finish_loading(module: Pool | TiedMLP) -> None:
+    """Zero the counters of a pool that came from files, once all its tensors have come."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not getattr(tensor, MARK, False):
+            where = module.spec.name if isinstance(module, Pool) else "tied_mlp"
+            raise CheckpointError(
+                f"{where}.{name}: the weights do not hold this tensor; export the model again"
+            )
+    for part in module.modules():
+        for name in sorted(part._non_persistent_buffers_set):
+            initialization.zeros_(part.get_buffer(name))
+
+
+register()
