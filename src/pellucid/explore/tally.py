@@ -1,0 +1,98 @@
+"""Counts of one pool's activity over text, without a dense [tokens, units] code.
+
+A code is reduced to its entries with a value other than 0, and these are added to counts by unit
+and, for pools of several axes, by *grain*: all axes but the last, such as the pool of a
+hierarchy. Memory: 2 · units · domains counts and 2 · documents · grains sums.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pellucid.core.unit import Code, PoolSpec, UnitPool
+from pellucid.stats.activity import effective_units
+
+ENTRIES = 1 << 22  # of a code or of a [rows, grains] table held at once: 64 MB
+LARGE = 1 << 16  # units; beyond, a pool may ask for a limit before it lists those that are on
+LIMIT = 1 << 12  # the limit given then
+NORM_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What is known about the rows of a batch: their document, its domain and its half."""
+
+    document: Int[Tensor, " rows"]
+    domain: Int[Tensor, " rows"]
+    half: Int[Tensor, " rows"]
+
+
+class Tally:
+    """Running counts for one pool; ``add`` takes the site's rows of one batch."""
+
+    def __init__(
+        self, pool: UnitPool, *, domains: int, documents: int, device: torch.device | str
+    ) -> None:
+        self.pool = pool
+        self.write_norm = write_norms(pool, device)
+        units = pool.spec.num_units
+        self.fires = torch.zeros(2, units, domains, dtype=torch.int32)
+        self.rows, self.active, self.effective = 0, 0, 0
+        self.grains = num_grains(pool.spec)
+        self.mass = torch.zeros(documents, self.grains)
+        self.used = torch.zeros(documents, self.grains)
+        self.choices: list[Tensor] = []
+
+    def add(self, x: Float[Tensor, "rows d"], rows: Rows) -> None:
+        units = self.pool.spec.num_units
+        limit = LIMIT if units > LARGE else None
+        step = max(1, ENTRIES // max(limit or units, self.grains))
+        for start in range(0, x.shape[0], step):
+            part = slice(start, start + step)
+            here = Rows(
+                document=rows.document[part], domain=rows.domain[part], half=rows.half[part]
+            )
+            self._add_code(self.pool.activate(x[part], limit=limit), here)
+
+    def _add_code(self, code: Code, rows: Rows) -> None:
+        value, unit = code.value.float().cpu(), code.unit.cpu()
+        row, column = (value != 0).nonzero(as_tuple=True)
+        unit = unit[row, column]
+        mass = value[row, column].abs() * self.write_norm[unit]
+        self._count_units(row, unit, mass, rows)
+        if self.grains > 1:
+            self._count_grains(row, unit, mass, rows)
+
+    def _count_units(self, row: Tensor, unit: Tensor, mass: Tensor, rows: Rows) -> None:
+        _, units, domains = self.fires.shape
+        place = (rows.half[row] * units + unit) * domains + rows.domain[row]
+        ones = torch.ones(len(place), dtype=torch.int32)
+        self.fires.view(-1).index_add_(0, place, ones)
+        count = torch.bincount(row, minlength=len(rows.document))
+        self.rows += len(count)
+        self.active += len(row)
+        listed = torch.zeros(len(count), int(count.max()) if len(count) else 0)
+        listed[row, torch.arange(len(row)) - (count.cumsum(0) - count)[row]] = mass
+        self.effective += int(effective_units(listed).sum())
+
+    def _count_grains(self, row: Tensor, unit: Tensor, mass: Tensor, rows: Rows) -> None:
+        grain = unit // self.pool.spec.axes[-1][1]
+        table = torch.zeros(len(rows.document), self.grains)
+        table.view(-1).index_add_(0, row * self.grains + grain, mass)
+        self.mass.index_add_(0, rows.document, table)
+        self.used.index_add_(0, rows.document, (table > 0).float())
+        largest, choice = table.max(dim=1)
+        self.choices.append(torch.where(largest > 0, choice, -1).int())
+
+
+def num_grains(spec: PoolSpec) -> int:
+    """The number of places along all axes but the last; 1 for a pool of one axis."""
+    return spec.num_units // spec.axes[-1][1]
+
+
+def write_norms(pool: UnitPool, device: torch.device | str) -> Float[Tensor, " units"]:
+    """‖write‖ of every unit, read some rows at a time."""
+    chunks = torch.arange(pool.spec.num_units, device=device).split(NORM_ROWS)
+    return torch.cat([pool.write(chunk).float().norm(dim=-1).cpu() for chunk in chunks])
