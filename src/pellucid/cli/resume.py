@@ -27,14 +27,12 @@ class ResumeFlags:
 def main(argv: Sequence[str]) -> int:
     """Resume; print the run's folder, or the resume command if it was stopped early again."""
     flags = parse(ResumeFlags, argv, verb="resume", says=ResumeFlags.__doc__ or "")
-    from pellucid.recipes.folder import read_run, write_run
+    from pellucid.recipes.folder import read_run
     from pellucid.recipes.training import prepare_run, train_language
-    from pellucid.train.checkpoint import go_back, newest_step
+    from pellucid.train.checkpoint import step_of
 
     config, record = read_run(flags.run)
-    if flags.checkpoint is not None:
-        go_back(flags.run, flags.checkpoint)
-    reached = newest_step(flags.run)
+    reached = step_of(flags.run, flags.checkpoint)
     if flags.steps is not None and flags.steps != config.steps:
         if flags.steps < reached:
             raise RunError(
@@ -47,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         )
         config = replace(config, steps=flags.steps)
     prepared = prepare_run(config, note_progress())
-    write_run(flags.run, prepared.config, recipe=record["recipe"], command=record["command"])
-    progress = train_language(flags.run, prepared, name=record["recipe"], say=say)
+    progress = train_language(
+        flags.run, prepared, name=record["recipe"], say=say, checkpoint=flags.checkpoint
+    )
     return finish(flags.run, progress.step, progress.steps)

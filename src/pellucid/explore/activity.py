@@ -1,8 +1,7 @@
 """How the pools of a model behave on held-out text: one pass, one summary per pool.
 
-Counted are the occurrences whose next token is scored, so that padding takes no part. A unit
-*fires* where its value gate · act is not 0; pools without selection fire everywhere, and figures
-made of firings say nothing about them.
+A unit *fires* where its value gate · act is not 0. Pools without selection fire everywhere, and
+figures made of firings say nothing about them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from pellucid.core.host import Host
 from pellucid.core.unit import PoolSpec, UnitPool
-from pellucid.data.packing import IGNORED, Batch, Split
-from pellucid.explore.halves import document_halves
+from pellucid.data.packing import PADDING, Batch
+from pellucid.data.store import Split
+from pellucid.explore.halves import DocumentHalves
 from pellucid.explore.tally import Rows, Tally
 from pellucid.stats.activity import dead_fraction
 from pellucid.stats.specialisation import (
@@ -82,8 +82,10 @@ def measure_activity(
     device: torch.device | str = "cpu",
 ) -> tuple[PoolActivity, ...]:
     """Run ``host``, in evaluation mode, over ``batches`` of ``split`` and sum up each pool."""
+    if not pools:
+        return ()
     label = torch.as_tensor(split.domain).long()
-    half = document_halves(label)
+    halves = DocumentHalves(label)
     tallies = [
         Tally(pool, domains=len(domains), documents=len(label), device=device) for pool in pools
     ]
@@ -91,17 +93,17 @@ def measure_activity(
     documents: list[Tensor] = [torch.zeros(0, dtype=torch.int32)]
     for batch in batches:
         kept = host.run(batch.tokens.to(device), keep={p.spec.reads for p in pools}).kept
-        scored = (batch.targets.flatten() != IGNORED).cpu()
-        document = batch.document.flatten().cpu()[scored].long()
-        tokens.append(batch.tokens.flatten().cpu()[scored].int())
+        text = batch.document.flatten().cpu() != PADDING
+        document = batch.document.flatten().cpu()[text].long()
+        tokens.append(batch.tokens.flatten().cpu()[text].int())
         documents.append(document.int())
-        rows = Rows(document=document, domain=label[document], half=half[document])
+        rows = Rows(document=document, domain=label[document], half=halves.of(document))
         for tally in tallies:
             x = kept[tally.pool.spec.reads].flatten(0, -2)
-            tally.add(x[scored.to(x.device)], rows)
+            tally.add(x[text.to(x.device)], rows)
     seen = _Seen(torch.cat(tokens).long(), torch.cat(documents).long(), label)
     count = torch.zeros(2, len(domains), dtype=torch.int64)
-    place = (half[seen.document], label[seen.document])
+    place = (halves.of(seen.document), label[seen.document])
     count.index_put_(place, torch.ones_like(seen.document), accumulate=True)
     return tuple(
         PoolActivity(

@@ -3,8 +3,9 @@
 Units are ranked by ``stats.selectivity`` on the first half of the documents, among those that
 fire there at least ``MIN_FIRES`` times. One pool or one easy domain would fill the page, so the
 ranking is gone through in rounds: in round r at most r units may share a grain (a pool of the
-hierarchy), a domain in which they fire most, or r · ⌈n / sites⌉ a site. The controls are drawn
-uniformly from the same eligible units, whatever their selectivity.
+hierarchy) or the domain in which they fire most, and ⌈n / sites⌉ a site; only when this leaves
+the page short may a site give more. The controls are drawn uniformly from the same eligible units,
+whatever their selectivity.
 """
 
 import math
@@ -82,20 +83,20 @@ def _spread(ranked: list[_Candidate], wanted: int, per_site: int) -> list[_Candi
     found: list[_Candidate] = []
     count: Counter[tuple[str, int, int]] = Counter()
     left = ranked
-    limit = 1
-    while left and len(found) < wanted:
-        passed: list[_Candidate] = []
-        for candidate in left:
-            room = all(
-                count[key] < limit * (per_site if key[0] == "site" else 1) for key in candidate.keys
-            )
-            if room and len(found) < wanted:
-                found.append(candidate)
-                count.update(candidate.keys)
-            else:
-                passed.append(candidate)
-        left = passed
-        limit += 1
+    for site_limit in (per_site, wanted):
+        for limit in range(1, wanted + 1):
+            passed: list[_Candidate] = []
+            for candidate in left:
+                room = all(
+                    count[key] < (site_limit if key[0] == "site" else limit)
+                    for key in candidate.keys
+                )
+                if room and len(found) < wanted:
+                    found.append(candidate)
+                    count.update(candidate.keys)
+                else:
+                    passed.append(candidate)
+            left = passed
     return sorted(found, key=lambda candidate: -candidate.score)
 
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from pellucid.core.address import format_unit
 from pellucid.core.host import Host
 from pellucid.core.unit import Context, UnitPool, UnitRecord
-from pellucid.data.packing import IGNORED, Batch, Corpus
+from pellucid.data.packing import PADDING, Batch
+from pellucid.data.store import Corpus
 from pellucid.explore.activity import PoolActivity
 from pellucid.explore.choose import ChosenUnit
 from pellucid.explore.contexts import TopContexts, Window
-from pellucid.explore.halves import SHOW, document_halves
+from pellucid.explore.halves import SHOW, DocumentHalves
 from pellucid.explore.tally import ENTRIES
 from pellucid.explore.token_means import TokenMeans
 from pellucid.stats.selectivity import domain_selectivity, domain_shares
@@ -53,25 +54,32 @@ def collect_records(
     ``activity`` and ``chosen`` belong to ``pools`` and to the same ``batches`` of
     ``corpus.validation``. Without an unembedding of the pool's width, ``writes`` stays empty.
     """
+    if not chosen:
+        return ()
     used = sorted({unit.position for unit in chosen})
     pages = [
-        _Page.start(pools[position], [c.unit for c in chosen if c.position == position], contexts)
+        _Page(
+            pools[position],
+            torch.tensor(sorted(c.unit for c in chosen if c.position == position), device=device),
+            TopContexts(sum(c.position == position for c in chosen), contexts),
+        )
         for position in used
     ]
     sites = {page.pool.spec.reads for page in pages}
     vocab = corpus.tokenizer.vocab_size
     means = {site: TokenMeans(vocab, host.width(site)) for site in sites}
-    half = document_halves(torch.as_tensor(corpus.validation.domain).long())
+    halves = DocumentHalves(torch.as_tensor(corpus.validation.domain).long())
     for batch in batches:
         kept = host.run(batch.tokens.to(device), keep=sites).kept
         tokens, document = batch.tokens.cpu().long(), batch.document.cpu().long()
-        scored = batch.targets.cpu() != IGNORED
+        text = document != PADDING
         for site in sites:
-            means[site].add(kept[site].float().cpu()[scored], tokens[scored])
-        shown = scored & (half[document.clamp_min(0)] == SHOW)
+            means[site].add(kept[site].float().cpu()[text], tokens[text])
+        half = torch.full_like(document, PADDING)
+        half[text] = halves.of(document[text])
         for page in pages:
             value = page.values(kept[page.pool.spec.reads])
-            page.contexts.add(value, tokens, torch.where(shown, document, -1))
+            page.contexts.add(value, tokens, torch.where(half == SHOW, document, PADDING))
     records = {
         (position, unit): _record(
             page, i, activity[position], corpus, means[page.pool.spec.reads], unembedding
@@ -90,18 +98,12 @@ class _Page:
     unit: Int[Tensor, " k"]
     contexts: TopContexts
 
-    @classmethod
-    def start(cls, pool: UnitPool, units: list[int], contexts: int) -> "_Page":
-        unit = torch.tensor(sorted(units))
-        return cls(pool, unit, TopContexts(len(units), contexts))
-
     def values(self, x: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq k"]:
         """The units' values at every position, whatever the order in which a pool lists them."""
         parts: list[Tensor] = []
-        named = self.unit.to(x.device)
         for rows in x.flatten(0, 1).split(max(1, ENTRIES // self.pool.spec.num_units)):
-            code = self.pool.activate(rows, unit=named)
-            place = torch.searchsorted(named, code.unit.contiguous())
+            code = self.pool.activate(rows, unit=self.unit)
+            place = torch.searchsorted(self.unit, code.unit.contiguous())
             parts.append(torch.zeros_like(code.value).scatter_(1, place, code.value))
         return torch.cat(parts).float().cpu().unflatten(0, x.shape[:2])
 
@@ -114,10 +116,10 @@ def _record(
     means: TokenMeans,
     unembedding: Tensor | None,
 ) -> UnitRecord:
-    spec, unit = page.pool.spec, page.unit[i : i + 1]
+    spec, named = page.pool.spec, page.unit[i : i + 1]
+    unit = named.cpu()
     fires, tokens = activity.fires[SHOW, unit], activity.tokens[SHOW]
     shares = zip(activity.domains, domain_shares(fires, tokens)[0].tolist())
-    named = unit.to(means.total.device)
     reads = means.nearest(
         page.pool.read(named)[0].float().cpu(), listed=NUM_TOKENS, min_count=MIN_TOKEN_COUNT
     )

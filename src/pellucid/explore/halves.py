@@ -9,12 +9,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 CHOOSE, SHOW = 0, 1
+UNSEEN = -1
 
 
-def document_halves(domain: Int[Tensor, " documents"]) -> Int[Tensor, " documents"]:
-    """``CHOOSE`` or ``SHOW`` for each document: the documents of a domain in turn."""
-    half = torch.empty_like(domain)
-    for label in domain.unique():
-        where = (domain == label).nonzero().squeeze(1)
-        half[where] = torch.arange(len(where)) % 2
-    return half
+class DocumentHalves:
+    """Deals the documents of each domain to ``CHOOSE`` and ``SHOW`` in turn, as they appear.
+
+    The same text in the same order gives the same halves, however it is cut into batches. A domain
+    of one document is only chosen on, never shown.
+    """
+
+    def __init__(self, domain: Int[Tensor, " documents"]) -> None:
+        self._domain = domain
+        self._half = torch.full_like(domain, UNSEEN)
+        self._next: dict[int, int] = {}
+
+    def of(self, document: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The half of each of n documents, dealt on first sight."""
+        for name in dict.fromkeys(document[self._half[document] == UNSEEN].tolist()):
+            label = int(self._domain[name])
+            self._half[name] = self._next.get(label, CHOOSE)
+            self._next[label] = SHOW if self._half[name] == CHOOSE else CHOOSE
+        return self._half[document]

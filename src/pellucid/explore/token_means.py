@@ -20,7 +20,7 @@ class TokenMeans:
     def nearest(
         self, direction: Float[Tensor, " d"], *, listed: int, min_count: int
     ) -> list[tuple[int, float]]:
-        """Tokens seen ``min_count`` times or more by the cosine of their mean with ``direction``."""
+        """The ``listed`` tokens, seen often enough, whose mean has the largest cosine."""
         known = (self.count >= min_count).nonzero().squeeze(1)
         # A mean and a sum point the same way.
         cosine = F.normalize(self.total[known], dim=-1) @ F.normalize(direction, dim=0)

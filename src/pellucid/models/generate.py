@@ -130,7 +130,7 @@ def _sample(
     generator: torch.Generator,
 ) -> Int[Tensor, " 1"]:
     """Drawn on the CPU, so that a seed means the same on every device."""
-    logits = logits.float().cpu()
+    logits = logits.double().cpu()
     if temperature == 0:
         return logits.argmax(keepdim=True)
     best, token = logits.topk(logits.shape[0] if top_k is None else min(top_k, logits.shape[0]))
@@ -155,6 +155,6 @@ def _scale(factor: float, code: Code) -> Code:
     return Code(code.unit, code.gate * factor, code.act)
 
 
-def _check_range(name: str, found: float, least: int) -> None:
+def _check_range(name: str, found: float | int, least: int) -> None:
     if not found >= least:
         raise ConfigError(f"{name}: expected at least {least}, found {found}")

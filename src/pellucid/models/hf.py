@@ -31,7 +31,7 @@ from transformers.utils.generic import can_return_tuple
 from pellucid.core.errors import CheckpointError
 from pellucid.models.config import TransformerConfig
 from pellucid.models.hf_config import PellucidConfig
-from pellucid.models.hf_files import export_pretrained, load_transformer
+from pellucid.models.hf_files import WEIGHTS, export_pretrained, load_transformer
 from pellucid.models.hf_host import HuggingFaceHost
 from pellucid.nn.attention import Attention, Remember
 from pellucid.nn.norm import RMSNorm
@@ -99,21 +99,30 @@ class PellucidPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw the trunk as ``Transformer`` does; pools have drawn and calibrated themselves.
+        """Draw what no file held; transformers' ``initialization`` leaves loaded tensors alone.
 
-        transformers calls this on every module, new or loaded, and its ``initialization``
-        functions leave loaded tensors alone. Buffers that no checkpoint holds arrive here as
-        unwritten memory; a pool's are counters that stand at zero between steps.
+        A new trunk has drawn itself and is marked, so a pool comes here only after loading. Its
+        buffers that no file holds are then unwritten memory; they are counters that stand at zero
+        between steps. Any other tensor of a pool must have been loaded.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             initialization.normal_(module.weight, std=0.02)
-        elif isinstance(module, Attention):
-            std = 0.02 / (2 * self.config.num_hidden_layers) ** 0.5
-            initialization.normal_(module.out.weight, std=std)
         elif isinstance(module, RMSNorm):
             initialization.ones_(module.gain)
-        elif isinstance(module, Pool | TiedMLP):
-            _finish_loading(module)
+        else:
+            self._finish_loading(module)
+
+    def _finish_loading(self, module: nn.Module) -> None:
+        counters = module._non_persistent_buffers_set
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            if name in counters:
+                tensor.zero_()
+            elif not getattr(tensor, MARK, False):
+                path = next(path for path, found in self.named_modules() if found is module)
+                raise CheckpointError(
+                    f"{WEIGHTS}: {path}.{name} is missing; export the model again"
+                )
 
 
 class PellucidModel(PellucidPreTrainedModel):
@@ -133,9 +142,8 @@ class PellucidModel(PellucidPreTrainedModel):
             for layer in range(decoder.layers)
         )
         self.norm = RMSNorm(decoder.width, decoder.norm_eps)
-        for module in self.modules():
-            if isinstance(module, Pool | TiedMLP) and not next(module.parameters()).is_meta:
-                _mark_initialised(module)
+        if not self.embed_tokens.weight.is_meta:
+            self._draw()
         self.post_init()
 
     @can_return_tuple
@@ -152,14 +160,13 @@ class PellucidModel(PellucidPreTrainedModel):
         """The normed residual stream of every position.
 
         ``attention_mask`` is 0 on padding, 1 elsewhere, over cached and new positions: [B, S]; or
-        a ready mask [B, 1, T, S], true where a new position may see another.
+        a ready mask [B, 1, T, S], true where a new position may see another. Keys and values
+        are kept where ``use_cache`` is true or a cache is given.
         Positions count the tokens that are not padding, unless ``position_ids`` gives them.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward takes input_ids or inputs_embeds: exactly one of them")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -177,6 +184,19 @@ class PellucidModel(PellucidPreTrainedModel):
             past_key_values=past_key_values,
             hidden_states=(*stream[:-1], last) if output_hidden_states else None,
         )
+
+    def _draw(self) -> None:
+        """Draw the trunk as ``Transformer`` does; pools have drawn and calibrated themselves."""
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                for linear in (module.query, module.key, module.value):
+                    nn.init.normal_(linear.weight, std=0.02)
+                std = 0.02 / (2 * len(self.layers)) ** 0.5
+                nn.init.normal_(module.out.weight, std=std)
+            setattr(module, MARK, True)
+        for tensor in (*self.parameters(), *self.buffers()):
+            setattr(tensor, MARK, True)
 
 
 class PellucidForCausalLM(PellucidPreTrainedModel, GenerationMixin):
@@ -265,27 +285,6 @@ def _mask(
         return mask
     # Padding sees itself: a softmax over nothing would be NaN, and spread.
     return (mask & attention_mask[:, None].bool()) | (key == query)
-
-
-def _mark_initialised(module: nn.Module) -> None:
-    """Tell transformers that a module's tensors hold what they should."""
-    for part in module.modules():
-        setattr(part, MARK, True)
-    for tensor in (*module.parameters(), *module.buffers()):
-        setattr(tensor, MARK, True)
-
-
-def _finish_loading(module: Pool | TiedMLP) -> None:
-    """Zero the counters of a pool that came from files, once all its tensors have come."""
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if not getattr(tensor, MARK, False):
-            where = module.spec.name if isinstance(module, Pool) else "tied_mlp"
-            raise CheckpointError(
-                f"{where}.{name}: the weights do not hold this tensor; export the model again"
-            )
-    for part in module.modules():
-        for name in sorted(part._non_persistent_buffers_set):
-            initialization.zeros_(part.get_buffer(name))
 
 
 register()

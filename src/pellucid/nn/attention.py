@@ -9,6 +9,7 @@ al., "GQA", arXiv 2305.13245; query-key norm: Henry et al., arXiv 2010.04245. Co
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -65,6 +66,9 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if remember is not None:
             k, v = remember(k, v, self.layer)
+        if mask_BTS is None and 1 < seq < k.shape[2]:
+            # The causal flag below would count positions from the first cached one.
+            mask_BTS = x_BTd.new_ones(1, seq, k.shape[2], dtype=torch.bool).tril(k.shape[2] - seq)
         y = F.scaled_dot_product_attention(
             q,
             k,

@@ -126,9 +126,7 @@ class Peer(Pool):
     ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
         rows = x.reshape(-1, x.shape[-1])
         unit, gate = (found.flatten(1) for found in self.router(rows))
-        # Otherwise heads are merged in ``activate`` only: the sum does not care about repeats.
-        if unit.shape[1] > self.spec.num_units:
-            unit, gate = merge_repeats(unit, gate, self.spec.num_units)
+        # Heads are merged in ``activate`` only: the sum does not care about repeats.
         act = self._act(sparse_read(rows, unit, self.reads))
         return sparse_decode(unit, gate * act, self.writes).view(x.shape), {}
 

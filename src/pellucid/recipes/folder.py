@@ -24,7 +24,7 @@ import torch
 from pellucid.core.config import from_dict, read_json, to_dict
 from pellucid.core.errors import RunError
 from pellucid.recipes.language import LanguageRun
-from pellucid.train.checkpoint import list_checkpoints, write_atomically
+from pellucid.train.checkpoint import step_of, write_atomically
 
 SCHEMA = 1
 PACKAGES = ("pellucid", "torch", "numpy", "transformers", "tokenizers", "safetensors")
@@ -112,8 +112,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 def summarise(run: Path) -> RunSummary:
     """How far a run has come, from its newest checkpoint and its metrics."""
     config, record = read_run(run)
-    checkpoints = list_checkpoints(run)
-    step = int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else 0
+    step = step_of(run)
     scored = [m["val/bits_per_byte"] for m in read_metrics(run) if "val/bits_per_byte" in m]
     return RunSummary(
         name=str(run),

@@ -7,6 +7,7 @@ from pellucid.core.errors import ConfigError, nearest
 from pellucid.data.corpus import DataConfig
 from pellucid.models.config import TransformerConfig
 from pellucid.models.presets import ARCHITECTURES, PRESETS, preset
+from pellucid.train.language import check_distillation
 from pellucid.train.optim import OptimConfig
 from pellucid.train.schedule import ScheduleConfig
 from pellucid.train.track import Tracker
@@ -19,6 +20,9 @@ class DistilConfig:
     teacher: str | None = None
     alpha: float = 0.9
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_distillation(self.alpha, self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class LanguageRun:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0, found {self.seed}")
 
     @property
     def tokens_per_step(self) -> int:

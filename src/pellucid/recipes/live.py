@@ -6,7 +6,7 @@ import torch
 
 from pellucid.core.host import Host
 from pellucid.core.unit import UnitPool
-from pellucid.data.packing import Batch
+from pellucid.data.packing import PADDING, Batch
 from pellucid.explore.tally import LARGE, LIMIT
 
 # Codes are made for so many rows at a time that one stays below 64 MB.
@@ -22,9 +22,10 @@ def live_share(
         name: torch.zeros(pool.spec.num_units, dtype=torch.bool) for name, pool in pools.items()
     }
     for batch in batches:
+        text = batch.document.flatten() != PADDING
         trace = host.run(batch.tokens.to(device), keep={pool.spec.reads for pool in pools.values()})
         for name, pool in pools.items():
-            rows = trace.kept[pool.spec.reads].flatten(0, -2)
+            rows = trace.kept[pool.spec.reads].flatten(0, -2)[text.to(device)]
             step = max(1, CODE_ENTRIES // pool.spec.num_units)
             for chunk in rows.split(max(step, 64)):
                 limit = LIMIT if pool.spec.num_units > LARGE else None

@@ -51,4 +51,6 @@ def load_teacher(name: str, device: str) -> Host:
             f"distil.teacher {name!r}: neither a run folder nor a model that transformers can "
             f"load: {reason}"
         ) from None
-    return HuggingFaceHost(model.to(device).eval())
+    host = HuggingFaceHost(model.eval())
+    host.model.to(device)
+    return host

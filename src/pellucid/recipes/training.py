@@ -11,21 +11,24 @@ from torch import Tensor
 
 from pellucid.core.config import to_dict
 from pellucid.core.errors import ConfigError, RunError
+from pellucid.core.host import Host
 from pellucid.data.packing import Batch, Corpus, TrainOrder, evaluation_batches, prepare
 from pellucid.models.hf import export_pretrained
 from pellucid.models.transformer import Transformer
-from pellucid.recipes.folder import log_event
+from pellucid.recipes.folder import log_event, read_run, write_run
 from pellucid.recipes.language import LanguageRun
 from pellucid.recipes.live import live_share
 from pellucid.recipes.load import load_teacher
 from pellucid.train.callbacks import Checkpoints, Evaluate, MetricsFile, ProgressLine
 from pellucid.train.checkpoint import (
     Checkpoint,
+    go_back,
     list_checkpoints,
     load_checkpoint,
     optimizer_tensors,
     restore,
     save_checkpoint,
+    sync,
     weights,
 )
 from pellucid.train.evaluate import evaluate
@@ -33,7 +36,7 @@ from pellucid.train.language import Distillation, Forward, LanguageModelling
 from pellucid.train.loop import Callback, Loop, Progress
 from pellucid.train.optim import build_optimizer, param_groups
 from pellucid.train.stop import StopOnSignal
-from pellucid.train.track import Track
+from pellucid.train.track import Track, check_tracker
 
 # Named in an error message: enough to find the culprit, few enough to read.
 DOCUMENTS_NAMED = 8
@@ -43,19 +46,24 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run needs before it has a folder: its corpus, tokenised, and its data order."""
+    """What a run needs before it has a folder: corpus, data order, and the teacher if any."""
 
     config: LanguageRun
     corpus: Corpus
     order: TrainOrder
     validation: Sequence[Batch]
+    teacher: Host | None
 
 
 def prepare_run(config: LanguageRun, progress: Callable[[str, int, int], None]) -> Prepared:
     """Read, tokenise and check the data; nothing is written outside the cache folder.
 
-    The vocabulary of a loaded tokenizer replaces the preset's.
+    The vocabulary of a loaded tokenizer replaces the preset's. Whatever the machine or the teacher
+    cannot do is an error here, before a run folder is made or replaced.
     """
+    device = pick_device(config.device)
+    if config.track is not None:
+        check_tracker(config.track)
     corpus = prepare(
         config.data, vocab_size=config.model.vocab_size, cache=cache_folder(), progress=progress
     )
@@ -71,13 +79,22 @@ def prepare_run(config: LanguageRun, progress: Callable[[str, int, int], None]) 
         batch_size=config.batch,
         tokens_per_domain=config.evaluate_tokens,
     )
-    return Prepared(config=config, corpus=corpus, order=order, validation=list(batches))
+    return Prepared(
+        config=config,
+        corpus=corpus,
+        order=order,
+        validation=list(batches),
+        teacher=_teacher(config, device),
+    )
 
 
-def train_language(run: Path, prepared: Prepared, *, name: str, say: Say) -> Progress:
+def train_language(
+    run: Path, prepared: Prepared, *, name: str, say: Say, checkpoint: str | None = None
+) -> Progress:
     """Train from the first step, or from the newest checkpoint if the folder has one.
 
-    Stops early, after a checkpoint, on SIGINT and SIGTERM.
+    With ``checkpoint`` the run goes back to that one, and later ones are removed. Stops early,
+    after a checkpoint, on SIGINT and SIGTERM.
     """
     config = prepared.config
     device = pick_device(config.device)
@@ -88,7 +105,7 @@ def train_language(run: Path, prepared: Prepared, *, name: str, say: Say) -> Pro
     )
     start = 0
     if list_checkpoints(run):
-        start = _resume(run, model, optimizer, prepared)
+        start = _resume(run, model, optimizer, prepared, checkpoint)
     else:
         prepared.corpus.tokenizer.save(run)
         (run / "metrics.jsonl").unlink(missing_ok=True)
@@ -127,6 +144,20 @@ def _with_vocab(config: LanguageRun, vocab: int) -> LanguageRun:
     return replace(config, model=replace(config.model, vocab_size=vocab))
 
 
+def _teacher(config: LanguageRun, device: str) -> Host | None:
+    if config.distil.teacher is None:
+        return None
+    teacher = load_teacher(config.distil.teacher, device)
+    one_token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    vocab = teacher.run(one_token).logits.shape[-1]
+    if vocab != config.model.vocab_size:
+        raise ConfigError(
+            f"distil.teacher {config.distil.teacher!r}: expected logits over "
+            f"{config.model.vocab_size} tokens, found {vocab}; give its tokenizer as data.tokenizer"
+        )
+    return teacher
+
+
 def _loop(
     prepared: Prepared, model: Transformer, optimizer: torch.optim.Optimizer, device: str
 ) -> Loop[Batch]:
@@ -140,10 +171,10 @@ def _loop(
         after=model.after_step,
         mask_documents=config.data.mask_documents,
     )
-    if config.distil.teacher is not None:
+    if prepared.teacher is not None:
         objective = Distillation(
             student=objective,
-            teacher=load_teacher(config.distil.teacher, device),
+            teacher=prepared.teacher,
             alpha=config.distil.alpha,
             temperature=config.distil.temperature,
         )
@@ -151,7 +182,7 @@ def _loop(
     def batches(step: int) -> list[Batch]:
         first = step * config.accumulate
         return [
-            prepared.order.batch(first + micro).to(device) for micro in range(config.accumulate)
+            _move(prepared.order.batch(first + micro), device) for micro in range(config.accumulate)
         ]
 
     return Loop(
@@ -166,6 +197,10 @@ def _loop(
         precision=config.precision,
         device=device.partition(":")[0],
     )
+
+
+def _move(batch: Batch, device: str) -> Batch:
+    return Batch(batch.tokens.to(device), batch.targets.to(device), batch.document.to(device))
 
 
 def _callbacks(
@@ -226,6 +261,8 @@ def _save(
     step: int,
 ) -> None:
     metrics = run / "metrics.jsonl"
+    if metrics.exists():
+        sync(metrics)
     checkpoint = Checkpoint(
         model=weights(model),
         optimizer=optimizer_tensors(model, optimizer),
@@ -240,9 +277,13 @@ def _save(
 
 
 def _resume(
-    run: Path, model: Transformer, optimizer: torch.optim.Optimizer, prepared: Prepared
+    run: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    prepared: Prepared,
+    name: str | None,
 ) -> int:
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_checkpoint(run, name)
     state = checkpoint.state
     if state["corpus"] != prepared.corpus.identity:
         raise RunError(
@@ -250,6 +291,12 @@ def _resume(
             "trained on; bring it back, or start a new run"
         )
     restore(model, optimizer, checkpoint)
+    # Nothing is changed on disk until here, where it is known that the run can go on.
+    if name is not None:
+        go_back(run, name)
+    stored, record = read_run(run)
+    if stored != prepared.config:
+        write_run(run, prepared.config, recipe=record["recipe"], command=record["command"])
     metrics = run / "metrics.jsonl"
     if metrics.exists():
         # Lines written after the checkpoint belong to steps that will be repeated.
@@ -258,7 +305,7 @@ def _resume(
 
 
 def _name_documents(corpus: Corpus, batch: Batch) -> str:
-    found = sorted(set(batch.document.flatten().tolist()))
+    found: list[int] = batch.document.unique().tolist()
     named = ", ".join(corpus.train.ids[index] for index in found[:DOCUMENTS_NAMED])
     more = f" and {len(found) - DOCUMENTS_NAMED} more" if len(found) > DOCUMENTS_NAMED else ""
     return f"documents {named}{more}"

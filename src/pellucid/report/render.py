@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NUMBER = re.compile(r"[-+−±]?[\d.,]+(e[-+]?\d+)?\s*(%|[kMG])?( ?[±(].*)?|[–—-]?|∞")
-HOT = 0.55  # above this strength a cell's text turns to the colour that reads on it
+HOT = 0.6  # above this strength a cell's text turns to the colour that reads on it
 
 
 def render_page(page: Page) -> str:

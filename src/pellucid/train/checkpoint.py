@@ -4,14 +4,15 @@
     latest                        the name of the newest complete checkpoint
 
 A checkpoint exists under its name only once every byte of it is on disk, and ``latest`` moves only
-after that, so a run killed at any instant leaves the previous checkpoint whole. ``state.json``
-holds the checksums of the other two files.
+after that, so a run killed at any instant leaves the previous checkpoint whole; one that is
+removed loses its name first. ``state.json`` holds the checksums of all three files.
 """
 
 import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,17 +48,18 @@ def save_checkpoint(run: Path, step: int, checkpoint: Checkpoint, *, keep: int) 
     folder = run / "checkpoints" / f"step_{step:09d}"
     aside = folder.with_name(f".writing_{folder.name}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        _sweep(folder.parent)
         aside.mkdir(parents=True)
         for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / name)
             sync(aside / name)
         sums = {name: checksum(aside / name) for name in (MODEL, OPTIMIZER)}
         state = {**checkpoint.state, "schema": SCHEMA, "step": step, "sha256": sums}
+        sums[STATE] = _state_checksum(state)
         (aside / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         sync(aside / STATE)
         sync(aside)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         aside.rename(folder)
         sync(folder.parent)
         write_atomically(run / "latest", folder.name + "\n")
@@ -67,10 +69,14 @@ def save_checkpoint(run: Path, step: int, checkpoint: Checkpoint, *, keep: int) 
             raise
         raise CheckpointError(
             f"{folder}: the checkpoint could not be written ({_reason(error)}); the earlier "
-            f"checkpoints are intact: free some space, then run: pellucid resume {run}"
+            f"checkpoints are intact: free some space, then run: "
+            f"pellucid resume {shlex.quote(str(run))}"
         ) from None
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    found = list_checkpoints(run)
+    # A later step belongs to a future that was given up by going back.
+    earlier = [path for path in found if path.name <= folder.name]
+    for old in [*earlier[:-keep], *found[len(earlier) :]]:
+        _remove(old)
     return folder
 
 
@@ -78,17 +84,13 @@ def load_checkpoint(run: Path, name: str | None = None) -> Checkpoint:
     """Read and verify one checkpoint, the newest by default.
 
     Errors: a ``CheckpointError`` naming the file for a missing, truncated or altered file, a newer
-    format, or a pickle; it offers the previous checkpoint where there is one.
+    format, or a pickle; it offers the newest of the earlier checkpoints that is whole.
     """
     folder = _folder(run, name)
-    state = _read_state(folder)
-    if state.get("schema", 0) > SCHEMA:
-        raise CheckpointError(
-            f"{folder / STATE}: written in checkpoint format {state['schema']}, this version reads "
-            f"up to {SCHEMA}; upgrade pellucid"
-        )
-    for file in (MODEL, OPTIMIZER):
-        _verify(folder / file, state["sha256"].get(file), _offer(run, folder))
+    try:
+        state = _verify(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_offer(run, folder)}") from None
     return Checkpoint(
         model=load_file(folder / MODEL), optimizer=load_file(folder / OPTIMIZER), state=state
     )
@@ -99,19 +101,19 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*"))
 
 
-def newest_step(run: Path) -> int:
-    """The step of the newest complete checkpoint, 0 if there is none."""
-    found = list_checkpoints(run)
-    return int(found[-1].name.removeprefix("step_")) if found else 0
+def step_of(run: Path, name: str | None = None) -> int:
+    """The step of one checkpoint, by default of the newest; 0 if the run has none yet."""
+    if name is None and not list_checkpoints(run):
+        return 0
+    return int(_folder(run, name).name.removeprefix("step_"))
 
 
 def go_back(run: Path, name: str) -> None:
-    """Make ``name`` the newest checkpoint: verify it, then remove the later ones."""
-    load_checkpoint(run, name)
+    """Make ``name`` the newest checkpoint, and remove the later ones."""
     write_atomically(run / "latest", name + "\n")
     for later in list_checkpoints(run):
         if later.name > name:
-            shutil.rmtree(later)
+            _remove(later)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -134,8 +136,10 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Chec
             if id(p) not in group_params:
                 continue
             prefix = f"{name}:"
+            # The fused step counts on the parameter's device, the others on the CPU.
+            counter = p.device if group.get("fused") else torch.device("cpu")
             optimizer.state[p] = {
-                key.removeprefix(prefix): _like(key, value, p)
+                key.removeprefix(prefix): value.to(counter if key == f"{prefix}step" else p.device)
                 for key, value in checkpoint.optimizer.items()
                 if key.startswith(prefix)
             }
@@ -170,9 +174,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file aside, sync it and rename it into place."""
     aside = path.with_name(f".writing_{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -191,11 +199,6 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _like(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    # Adam's step counter stays on the CPU; the moments follow their parameter.
-    return value if key.endswith(":step") else value.to(parameter.device)
-
-
 def _folder(run: Path, name: str | None) -> Path:
     found = list_checkpoints(run)
     if name is not None:
@@ -207,45 +210,99 @@ def _folder(run: Path, name: str | None) -> Path:
     if not found:
         raise CheckpointError(f"{run}: the run has no complete checkpoint; train it again")
     latest = run / "latest"
-    marked = run / "checkpoints" / latest.read_text().strip() if latest.exists() else found[-1]
+    named = latest.read_text(errors="replace").strip() if latest.exists() else ""
+    marked = run / "checkpoints" / named
     return marked if marked in found else found[-1]
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        assert isinstance(state["sha256"], dict)
-    except FileNotFoundError:
+def _verify(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose every file is as it was written."""
+    state = _read_state(folder / STATE)
+    if state["schema"] > SCHEMA:
         raise CheckpointError(
-            f"{folder / STATE}: no such file; the checkpoint is damaged"
-        ) from None
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise CheckpointError(f"{folder / STATE}: expected a checkpoint's JSON state") from None
+            f"{folder / STATE}: written in checkpoint format {state['schema']}, this version reads "
+            f"up to {SCHEMA}; upgrade pellucid"
+        )
+    sums = state["sha256"]
+    _compare(folder / STATE, sums.get(STATE), _state_checksum(state))
+    for path in (folder / MODEL, folder / OPTIMIZER):
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file; the checkpoint is damaged")
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{path}: expected safetensors, found a pickle, which is never loaded"
+            )
+        _compare(path, sums.get(path.name), checksum(path))
     return state
 
 
-def _offer(run: Path, folder: Path) -> str:
-    older = [path.name for path in list_checkpoints(run) if path.name < folder.name]
-    if not older:
-        return "there is no earlier checkpoint"
-    return f"the previous one is whole: pellucid resume {run} --checkpoint {older[-1]}"
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the checkpoint is damaged") from None
+    except ValueError:
+        state = None
+    if (
+        isinstance(state, dict)
+        and isinstance(state.get("schema"), int)
+        and isinstance(state.get("sha256"), dict)
+    ):
+        return state
+    raise CheckpointError(f"{path}: truncated or altered: expected a checkpoint's JSON state")
 
 
-def _verify(path: Path, expected: str | None, offer: str) -> None:
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file; {offer}")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic.startswith(b"PK\x03\x04") or magic[:1] == b"\x80":
-        raise CheckpointError(
-            f"{path}: expected safetensors, found a pickle, which is never loaded; {offer}"
-        )
-    found = checksum(path)
+def _state_checksum(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a state's values, its own checksum left out."""
+    files = {name: found for name, found in state["sha256"].items() if name != STATE}
+    text = json.dumps({**state, "sha256": files}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compare(path: Path, expected: object, found: str) -> None:
     if found != expected:
         raise CheckpointError(
             f"{path}: truncated or altered: expected sha256 {str(expected)[:12]}…, found "
-            f"{found[:12]}…; {offer}"
+            f"{found[:12]}…"
         )
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file starts with the length of its header, which may well begin with 0x80.
+    return head[8:] != b"{" and head.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _offer(run: Path, folder: Path) -> str:
+    for older in reversed(list_checkpoints(run)):
+        if older.name < folder.name and _is_whole(older):
+            command = f"pellucid resume {shlex.quote(str(run))} --checkpoint {older.name}"
+            return f"an earlier one is whole: {command}"
+    return "there is no earlier checkpoint to go back to"
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _verify(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Take a checkpoint's name away, then its files: a kill never leaves half of one named."""
+    if folder.exists():
+        aside = folder.with_name(f".removing_{folder.name}")
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run left half written or half removed."""
+    for pattern in (".writing_*", ".removing_*"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -33,6 +33,7 @@ def evaluate(
 ) -> Evaluation:
     """Score every target of ``batches`` (whole documents) with a model in evaluation mode."""
     nats = torch.zeros(split.num_documents, dtype=torch.float64)
+    seen = torch.zeros(split.num_documents, dtype=torch.bool)
     tokens = 0
     for batch in batches:
         documents = batch.document if mask_documents else None
@@ -48,8 +49,8 @@ def evaluate(
         scored = batch.targets.flatten() != IGNORED
         document = batch.document.flatten()[scored]
         nats.index_add_(0, document, loss[scored].double())
+        seen[document] = True
         tokens += int(scored.sum())
-    seen = nats > 0
     count = torch.as_tensor(split.num_bytes).long() * seen
     by_domain = bits_per_byte_by_domain(
         nats[seen], count[seen], torch.as_tensor(split.domain).long()[seen], domains=len(domains)

@@ -63,10 +63,7 @@ class Distillation:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"alpha: expected a share from 0 to 1, found {self.alpha}")
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature: expected more than 0, found {self.temperature}")
+        check_distillation(self.alpha, self.temperature)
 
     def losses(self, batch: Batch) -> Mapping[str, Float[Tensor, ""]]:
         documents = batch.document if self.student.mask_documents else None
@@ -91,6 +88,14 @@ class Distillation:
 
     def param_groups(self) -> Sequence[ParamGroup]:
         return self.student.param_groups()
+
+
+def check_distillation(alpha: float, temperature: float) -> None:
+    """Whether a loss can be mixed so; if not, a ``ConfigError`` names the number."""
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha: expected a share from 0 to 1, found {alpha}")
+    if not temperature > 0:
+        raise ConfigError(f"temperature: expected more than 0, found {temperature}")
 
 
 def cross_entropy(

@@ -115,17 +115,21 @@ class Loop(Generic[Batch]):
     def _clip(self, step: int, batches: Sequence[Batch]) -> float:
         groups = self.optimizer.param_groups
         params: list[Tensor] = [p for group in groups for p in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(params, self.optim.clip))
+        total = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        norm = float(total)
         if math.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(params, self.optim.clip, total)
             return norm
-        culprit = next(
+        culprits = [
             group["name"]
             for group in groups
             for p in group["params"]
             if p.grad is not None and not bool(p.grad.isfinite().all())
-        )
+        ]
+        # Finite gradients may still be too large for their norm.
+        which = f"gradient of the {culprits[0]}" if culprits else "norm of the gradient"
         documents = "; ".join(self.name_batch(batch) for batch in batches)
         raise TrainingError(
-            f"step {step + 1}: the gradient of the {culprit} is not finite; the batch held "
-            f"{documents}; lower optim.lr or look at these documents"
+            f"step {step + 1}: the {which} is not finite; the batch held {documents}; "
+            "lower optim.lr or look at these documents"
         )

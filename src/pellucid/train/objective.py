@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class ParamGroup:
     weight_decay: float
 
 
+@runtime_checkable
 class Objective(Protocol[Batch_contra]):
     """A loss in weighted parts. Only the loop sums them, so that every logged part is trained."""
 

@@ -28,10 +28,14 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ConfigError(f"lr: expected a positive number, found {self.lr}")
-        if self.clip <= 0:
-            raise ConfigError(f"clip: expected a positive gradient norm, found {self.clip}")
+        for name in ("lr", "eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected more than 0, found {getattr(self, name)}")
+        for name in ("unit_lr_scale", "weight_decay", "unit_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas: expected two numbers from 0 to below 1, found {self.betas}")
 
 
 def param_groups(

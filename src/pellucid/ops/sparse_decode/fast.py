@@ -91,6 +91,9 @@ def _sample(x: Tensor, unit: Tensor, table: Tensor) -> Tensor:
     """table[unit_tk] · x_t without the gathered [T, K, d]."""
     if unit.numel() == 0:
         return x.new_zeros(unit.shape)
+    if unit.shape[1] > table.shape[0]:
+        # Fewer products than entries asked for; the sampled product refuses such a pattern.
+        return F.linear(x, table).gather(1, unit)
     if x.dtype in (torch.float32, torch.float64):
         return _sample_csr(x, unit, table)
     rows = max(1, CHUNK_ELEMENTS // (unit.shape[1] * table.shape[1]))

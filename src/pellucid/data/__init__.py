@@ -1,0 +1,1 @@
+"""Documents with domains, their tokens, and the batches made of them."""

@@ -1,0 +1,203 @@
+"""Documents to batches: the training order as a pure function, and each validation byte once.
+
+Documents follow one another as [end_of_text, tokens...]. Training cuts that sequence, epoch after
+epoch in a fresh permutation, into windows of context + 1 tokens at stride context: inputs and
+their successors. Every position is an input exactly once an epoch, across epochs too. Evaluation
+runs through whole documents of one domain at a time, so that
+
+    bits per byte = Σ nats / (ln 2 · Σ UTF-8 bytes of the scored documents)
+
+Cost: a permutation an epoch (16 bytes a document), then the tokens copied.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pellucid.core.errors import DataError
+from pellucid.data.prepare import prepare, reopen
+from pellucid.data.store import Corpus, Split
+from pellucid.data.text import unit_hash
+
+__all__ = [
+    "IGNORED",
+    "PADDING",
+    "Batch",
+    "Corpus",
+    "Split",
+    "TrainOrder",
+    "bytes_of",
+    "evaluation_batches",
+    "evaluation_documents",
+    "prepare",
+    "reopen",
+]
+
+IGNORED = -100  # a target that is not scored, as torch's cross-entropy has it
+PADDING = -1  # the document of a position behind a domain's last token
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs, what follows each, and the document each input position belongs to.
+
+    ``document`` indexes the split's documents; the end of text belongs to the document it starts.
+    In evaluation, targets that start a document are ``IGNORED``, and padding holds the end of
+    text with target ``IGNORED`` and document ``PADDING``.
+    """
+
+    tokens: Int[Tensor, "batch seq"]
+    targets: Int[Tensor, "batch seq"]
+    document: Int[Tensor, "batch seq"]
+
+
+class DocumentStream:
+    """Documents in a given order as one sequence of [end_of_text, tokens...]."""
+
+    def __init__(self, split: Split, order: Int[np.ndarray, " documents"]) -> None:
+        self._split = split
+        self._order = order
+        self._edges = np.concatenate(([0], np.cumsum(split.lengths[order] + 1)))
+
+    def __len__(self) -> int:
+        return int(self._edges[-1])
+
+    def read(
+        self, first: int, count: int
+    ) -> tuple[Int[np.ndarray, " count"], Int[np.ndarray, " count"]]:
+        """The tokens at ``first`` and behind, at most ``count``, and the document of each."""
+        count = min(count, len(self) - first)
+        tokens = np.full(count, self._split.end_of_text, dtype=np.int64)
+        document = np.empty(count, dtype=np.int64)
+        place = int(np.searchsorted(self._edges, first, side="right")) - 1
+        filled = 0
+        while filled < count:
+            index = int(self._order[place])
+            skipped = first + filled - int(self._edges[place])  # 0 at the end of text
+            taken = min(int(self._edges[place + 1]) - first - filled, count - filled)
+            document[filled : filled + taken] = index
+            start = int(self._split.start[index]) + skipped - 1
+            head = 1 if skipped == 0 else 0
+            tokens[filled + head : filled + taken] = self._split.tokens[
+                start + head : start + taken
+            ]
+            filled += taken
+            place += 1
+        return tokens, document
+
+
+class TrainOrder:
+    """The batches of training, each a pure function of (split, context, batch size, seed, step)."""
+
+    def __init__(self, split: Split, *, context: int, batch_size: int, seed: int) -> None:
+        self._split = split
+        self._context = context
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epochs: dict[int, DocumentStream] = {}
+        self.epoch_tokens = len(split.tokens) + split.num_documents
+        if self.epoch_tokens < context + 1:
+            raise DataError(
+                f"context = {context} is longer than the corpus, whose training text has "
+                f"{self.epoch_tokens} tokens; expected at most {self.epoch_tokens - 1}, lower the "
+                "context or add text"
+            )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, counted from 0."""
+        rows = range(step * self._batch_size, (step + 1) * self._batch_size)
+        windows = [self._window(row * self._context) for row in rows]
+        tokens = torch.from_numpy(np.stack([tokens for tokens, _ in windows]))
+        document = torch.from_numpy(np.stack([document for _, document in windows]))
+        return Batch(
+            tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), document[:, :-1].contiguous()
+        )
+
+    def _window(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        missing = self._context + 1
+        while missing:
+            epoch, place = divmod(first, self.epoch_tokens)
+            parts.append(self._epoch(epoch).read(place, missing))
+            first += len(parts[-1][0])
+            missing -= len(parts[-1][0])
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _epoch(self, epoch: int) -> DocumentStream:
+        if epoch not in self._epochs:
+            self._epochs = {old: self._epochs[old] for old in self._epochs if old == epoch - 1}
+            generator = np.random.Generator(np.random.PCG64((self._seed, epoch)))
+            order = generator.permutation(self._split.num_documents)
+            self._epochs[epoch] = DocumentStream(self._split, order)
+        return self._epochs[epoch]
+
+
+def evaluation_documents(
+    split: Split, *, tokens_per_domain: int | None
+) -> Int[np.ndarray, " scored"]:
+    """The documents that evaluation scores, domain by domain.
+
+    Each domain's come in the order of their ids' hashes, as many as reach ``tokens_per_domain``
+    (the last one whole), or all for ``None``. That order depends on no other document.
+    """
+    hashes = np.array([unit_hash(name) for name in split.ids])
+    chosen: list[np.ndarray] = []
+    for domain in np.unique(split.domain):
+        members = np.flatnonzero(split.domain == domain)
+        members = members[np.argsort(hashes[members], kind="stable")]
+        if tokens_per_domain is not None:
+            before = np.cumsum(split.lengths[members]) - split.lengths[members]
+            members = members[before < tokens_per_domain]
+        chosen.append(members)
+    return np.concatenate(chosen)
+
+
+def evaluation_batches(
+    split: Split, *, context: int, batch_size: int, tokens_per_domain: int | None
+) -> Iterator[Batch]:
+    """Batches in which every token of ``evaluation_documents`` is a target exactly once.
+
+    A row holds one domain only; the last batch may have fewer rows.
+    """
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    scored = evaluation_documents(split, tokens_per_domain=tokens_per_domain)
+    for domain in np.unique(split.domain[scored]):
+        stream = DocumentStream(split, scored[split.domain[scored] == domain])
+        for first in range(0, len(stream) - 1, context):
+            rows.append(_evaluation_row(stream, first, context, split.end_of_text))
+            if len(rows) == batch_size:
+                yield _stack(rows)
+                rows = []
+    if rows:
+        yield _stack(rows)
+
+
+def bytes_of(split: Split, documents: Iterable[int]) -> dict[int, int]:
+    """UTF-8 bytes of the documents' text by domain index."""
+    total: defaultdict[int, int] = defaultdict(int)
+    for document in documents:
+        total[int(split.domain[document])] += int(split.num_bytes[document])
+    return dict(total)
+
+
+def _evaluation_row(
+    stream: DocumentStream, first: int, context: int, end_of_text: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    tokens, document = stream.read(first, context + 1)
+    count = len(tokens) - 1
+    row = np.full(context, end_of_text, dtype=np.int64)
+    targets = np.full(context, IGNORED, dtype=np.int64)
+    owner = np.full(context, PADDING, dtype=np.int64)
+    row[:count], owner[:count] = tokens[:-1], document[:-1]
+    targets[:count] = np.where(document[1:] == document[:-1], tokens[1:], IGNORED)
+    return row, targets, owner
+
+
+def _stack(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
+    tokens, targets, document = (torch.from_numpy(np.stack(column)) for column in zip(*rows))
+    return Batch(tokens, targets, document)

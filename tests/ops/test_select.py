@@ -1,0 +1,96 @@
+"""Threshold selections by hand, and their straight-through gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellucid.ops.select import batch_threshold, step
+
+
+def test_batch_threshold_by_hand():
+    # k · T = 4 largest of the batch: 9, 8, 7, 5; the smallest of them is 5.
+    strength = torch.tensor([[9.0, 1.0, 8.0], [7.0, 5.0, 4.0]])
+    assert batch_threshold(strength, 2).item() == 5.0
+
+
+def test_one_row_may_take_more_than_its_share():
+    # k · T = 2: both from the first row.
+    assert batch_threshold(torch.tensor([[9.0, 8.0], [1.0, 2.0]]), 1).item() == 8.0
+
+
+def test_units_that_do_not_speak_never_set_the_threshold():
+    assert batch_threshold(torch.tensor([[3.0, 0.0], [0.0, -1.0]]), 2).item() == 3.0
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3), (1, 1)], ids=str)
+def test_without_positive_strength_the_threshold_is_zero(shape):
+    found = batch_threshold(torch.zeros(shape), 2)
+    assert found.shape == ()
+    assert found.item() == 0.0
+
+
+def test_fewer_candidates_than_places():
+    assert batch_threshold(torch.tensor([[3.0, 2.0]]), 100).item() == 2.0
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_the_threshold_keeps_the_k_times_rows_largest(rows, columns, k, seed):
+    torch.manual_seed(seed)
+    strength = torch.randn(rows, columns, dtype=torch.float64)
+    kept = (strength >= batch_threshold(strength, k)) & (strength > 0)
+    assert int(kept.sum()) == min(k * rows, int((strength > 0).sum()))
+    if kept.any() and not kept.all():
+        assert strength[kept].min() >= strength[~kept].max()
+
+
+def test_step_is_strict():
+    strength = torch.tensor([0.4, 0.5, 0.6])
+    assert step(strength, torch.full((3,), 0.5), 0.1).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_step_keeps_the_type():
+    for dtype in (torch.float64, torch.bfloat16):
+        assert step(torch.ones(2, dtype=dtype), torch.zeros(2, dtype=dtype), 0.1).dtype == dtype
+
+
+def test_the_straight_through_gradient_by_hand():
+    # ε = .2: inside |s − θ| < .1 the gradient to θ is −upstream / ε, outside it is 0.
+    strength = torch.tensor([0.35, 0.45, 0.55, 0.65], dtype=torch.float64, requires_grad=True)
+    threshold = torch.full((4,), 0.5, dtype=torch.float64, requires_grad=True)
+    (step(strength, threshold, 0.2) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert threshold.grad is not None
+    torch.testing.assert_close(
+        threshold.grad, torch.tensor([0.0, -10.0, -15.0, 0.0], dtype=torch.float64)
+    )
+    assert strength.grad is None or (strength.grad == 0).all()
+
+
+def test_jumprelu_gradients_are_those_of_the_paper():
+    # y = s · step(s, θ): dy/ds = [s > θ], dy/dθ = −(s / ε) · [|s − θ| < ε / 2].
+    strength = torch.tensor([0.3, 0.52, 0.9], dtype=torch.float64, requires_grad=True)
+    threshold = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
+    (strength * step(strength, threshold, 0.1)).sum().backward()
+    assert strength.grad is not None
+    assert threshold.grad is not None
+    assert strength.grad.tolist() == [0.0, 1.0, 1.0]
+    torch.testing.assert_close(
+        threshold.grad, torch.tensor([0.0, -5.2, 0.0], dtype=torch.float64), atol=1e-12, rtol=0
+    )
+
+
+def test_the_gradient_estimates_that_of_the_expectation():
+    # s uniform on (0, 1): E[step] = 1 − θ, so the derivative is −1; the estimate averages to it.
+    strength = torch.rand(200_000, dtype=torch.float64)
+    threshold = torch.full_like(strength, 0.5).requires_grad_()
+    step(strength, threshold, 0.1).mean().backward()
+    assert threshold.grad is not None
+    # Binomial, p = .1: standard error of the sum is sqrt(.1 · .9 / 2e5) / .1 = .0067; four of them.
+    assert threshold.grad.sum().item() == pytest.approx(-1.0, abs=0.027)
+
+
+def test_empty():
+    threshold = torch.zeros(0, 3, requires_grad=True)
+    step(torch.zeros(0, 3), threshold, 0.1).sum().backward()
+    assert threshold.grad is not None
+    assert threshold.grad.shape == (0, 3)

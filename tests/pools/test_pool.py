@@ -1,0 +1,208 @@
+"""What pools share: named gates, the largest entries, decoding, calibration, field checks."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.core.errors import ConfigError
+from pellucid.core.unit import Code, Site
+from pellucid.pools import POOLS, TiedMLP
+from pellucid.pools.hierarchy import HierarchyConfig
+from pellucid.pools.pool import (
+    calibrate,
+    check_exclusive,
+    check_positive,
+    decode_rows,
+    keep_largest,
+    named_gates,
+    pool_spec,
+)
+
+
+def _code(rows: int = 2) -> Code:
+    return Code(
+        torch.tensor([[4, 0, 2]] * rows),
+        torch.tensor([[0.5, 0.0, 2.0]] * rows),
+        torch.tensor([[3.0, 7.0, -1.0]] * rows),
+    )
+
+
+def test_a_native_spec_reads_the_input_and_writes_the_output():
+    spec = pool_spec("blocks.1.ffn", 6, ("pool", 2), ("slot", 3))
+    assert spec.reads == Site(module="blocks.1.ffn", port="in")
+    assert spec.writes == Site(module="blocks.1.ffn", port="out")
+    assert (spec.name, spec.d_in, spec.d_out, spec.num_units) == ("blocks.1.ffn", 6, 6, 6)
+
+
+def test_named_gates_by_hand():
+    # Unit 1 is not listed, unit 0 is at gate 0; the order asked for is the order given.
+    found = named_gates(_code(), torch.tensor([2, 1, 4, 0]), 5)
+    assert found.tolist() == [[2.0, 0.0, 0.5, 0.0]] * 2
+
+
+def test_padding_adds_nothing_to_a_named_gate():
+    code = Code(
+        torch.tensor([[1, 1, 1]]), torch.tensor([[0.0, 0.7, 0.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    )
+    assert named_gates(code, torch.tensor([1]), 2).tolist() == [[pytest.approx(0.7)]]
+
+
+def test_keep_largest_weighs_by_the_write_norm():
+    # |value| = 1.5, 0, 2; norms 2, 9, 1: weights 3, 0, 2.
+    norm = torch.tensor([[2.0, 9.0, 1.0]] * 2)
+    assert keep_largest(_code(), norm, 1).unit.tolist() == [[4], [4]]
+    two = keep_largest(_code(), norm, 2)
+    assert two.unit.tolist() == [[4, 2], [4, 2]]
+    assert two.value.tolist() == [[1.5, -2.0]] * 2
+
+
+@pytest.mark.parametrize("limit", [None, 3, 4])
+def test_a_limit_that_does_not_bind_changes_nothing(limit):
+    code = _code()
+    assert keep_largest(code, torch.ones(2, 3), limit) is code
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=3), st.integers(1, 5), st.integers(0, 99))
+def test_decode_rows_takes_any_leading_shape(shape, entries, seed):
+    torch.manual_seed(seed)
+    table = torch.randn(7, 4, dtype=torch.float64)
+    code = Code(
+        torch.randint(7, (*shape, entries)),
+        torch.randn(*shape, entries, dtype=torch.float64),
+        torch.randn(*shape, entries, dtype=torch.float64),
+    )
+    expected = (code.value[..., None] * table[code.unit]).sum(-2)
+    # float64 rounding of five products.
+    torch.testing.assert_close(decode_rows(code, table), expected, atol=1e-12, rtol=0)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    a: int = 1
+    b: int = 0
+
+
+def test_a_size_below_one_is_named():
+    check_positive(_Sizes(), "a")
+    with pytest.raises(ConfigError, match=r"^b: expected at least 1, found 0$"):
+        check_positive(_Sizes(), "a", "b")
+
+
+def test_unit_and_limit_exclude_each_other():
+    check_exclusive(torch.arange(1), None)
+    check_exclusive(None, 1)
+    check_exclusive(None, None)
+    with pytest.raises(ValueError, match="not both"):
+        check_exclusive(torch.arange(1), 1)
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_every_pool_starts_with_the_same_influence(config):
+    pool = config.build(name="ffn", width=16, output_rms=0.3).eval()
+    x = torch.randn(20_000, 16)
+    rms = (pool(x) - pool.rest(x)).square().mean().sqrt().item()
+    # 4,096 calibration rows against 20,000 others. The heaviest tails (relu², few units) give the
+    # mean square a relative standard error of .05, so the root .025; four of them.
+    assert rms == pytest.approx(0.3, rel=0.1)
+
+
+def test_calibration_leaves_the_mode_and_the_reads_alone():
+    pool = HierarchyConfig.tiny().build(name="ffn", width=6, output_rms=1.0).train()
+    reads, state = pool.reads.clone(), pool.pool_load.clone()
+    writes = pool.writes.clone()
+    calibrate(pool, 0.5)
+    assert pool.training
+    assert torch.equal(pool.reads, reads)
+    assert torch.equal(pool.pool_load, state)
+    # Linear in the writes: every entry by the same factor, about a half.
+    factor = pool.writes / writes
+    assert factor.std() < 1e-5
+    assert factor.mean().item() == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_pools_build_on_the_meta_device(config):
+    with torch.device("meta"):
+        pool = config.build(name="ffn", width=16, output_rms=0.3, tied=TiedMLP(16, 3))
+    assert all(p.is_meta for p in pool.parameters())
+    real = config.build(name="ffn", width=16, output_rms=0.3)
+    assert {n: p.shape for n, p in pool.named_parameters()} == {
+        n: p.shape for n, p in real.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("width", [6, 63])
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_the_counted_parameters_are_the_formulas(config, width):
+    pool = config.build(name="ffn", width=width, output_rms=0.3)
+    cost = config.cost(width)
+    assert cost.total == sum(p.numel() for p in pool.parameters())
+    assert 0 < cost.active <= cost.total
+    assert 0 < cost.forward <= cost.training <= 3 * cost.forward + 6 * cost.total
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_the_free_size_is_what_grows(config):
+    bigger = config.with_size(2 * config.free_size)
+    assert bigger.free_size == 2 * config.free_size
+    assert bigger.kind == config.kind
+    assert bigger.cost(16).forward > config.cost(16).forward
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_unit_tables_are_parameters_once_each(config):
+    pool = config.build(name="ffn", width=6, output_rms=0.3)
+    own = {id(p) for p in pool.parameters()}
+    for tables in (pool.unit_tables(), pool.write_tables()):
+        assert len({id(t) for t in tables}) == len(tables) > 0
+        assert {id(t) for t in tables} <= own
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_forward_is_the_first_of_its_parts(config):
+    pool = config.build(name="ffn", width=6, output_rms=0.3).eval()
+    x = torch.randn(2, 5, 6)
+    y, parts = pool.forward_with_parts(x)
+    assert torch.equal(pool(x), y)
+    assert parts == {}, "evaluation has no auxiliary losses"
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_training_parts_are_finite_scalars(config):
+    pool = config.build(name="ffn", width=6, output_rms=0.3).train()
+    _, parts = pool.forward_with_parts(torch.randn(2, 5, 6))
+    for part in parts.values():
+        assert part.shape == ()
+        assert torch.isfinite(part)
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_gradient_reaches_every_parameter_and_the_input(config):
+    pool = config.build(name="ffn", width=6, output_rms=0.3).double().train()
+    x = torch.randn(63, 6, dtype=torch.float64, requires_grad=True)
+    y, _ = pool.forward_with_parts(x)
+    (y * torch.randn_like(y)).sum().backward()
+    assert x.grad is not None
+    # A row may read below zero in every open unit, but few rows do.
+    assert (x.grad != 0).any(1).double().mean() > 0.9
+    for name, parameter in pool.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert (parameter.grad != 0).any(), name
+
+
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_bfloat16_autocast_runs_forward_and_backward(config):
+    pool = config.build(name="ffn", width=6, output_rms=0.3).train()
+    x = torch.randn(63, 6, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, parts = pool.forward_with_parts(x)
+    (y.float().square().sum() + sum(parts.values(), torch.zeros(()))).backward()
+    assert all(torch.isfinite(p.grad).all() for p in pool.parameters() if p.grad is not None)
+    exact = pool.eval()(x)
+    # bfloat16 acts round by 2^-8; a unit at the edge of the top-k may change places as well.
+    assert (y.float() - exact).square().mean().sqrt() < 0.03
