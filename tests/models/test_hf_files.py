@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from pellucid.core.errors import CheckpointError, ConfigError, PellucidError
 from pellucid.models import hf_files
 from pellucid.models.config import TransformerConfig
-from pellucid.models.hf_config import SHARED_FIELDS, PellucidConfig
 from pellucid.models.hf_files import (
     MODULE_NAMES,
     export_pretrained,
@@ -26,7 +25,7 @@ from pellucid.models.hf_files import (
 )
 from pellucid.models.transformer import Transformer
 from pellucid.pools import POOLS
-from pellucid.pools.dense import DenseConfig, SwiGLUConfig
+from pellucid.pools.dense import SwiGLUConfig
 from pellucid.pools.hierarchy import HierarchyConfig
 
 CONFIG = TransformerConfig(
@@ -122,20 +121,6 @@ def test_the_config_file_is_plain(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118
-
-
-def test_config_round_trip_and_shared_fields(tmp_path):
-    config = PellucidConfig.of(CONFIG)
-    config.save_pretrained(tmp_path)
-    record = json.loads((tmp_path / "config.json").read_text())
-    again = PellucidConfig(**{key: record[key] for key in record if key != "model_type"})
-    assert PellucidConfig.from_pretrained(tmp_path).transformer_config() == CONFIG
-    assert again.transformer_config() == CONFIG
-    for theirs, ours in SHARED_FIELDS:
-        assert getattr(config, theirs) == getattr(CONFIG, ours)
-    wider = PellucidConfig(config.transformer, vocab_size=99, num_hidden_layers=3)
-    assert wider.transformer_config() == replace(CONFIG, vocab_size=99, layers=3)
-    assert PellucidConfig().transformer_config().ffn == (DenseConfig(),)
 
 
 def test_a_failed_export_leaves_the_old_files(tmp_path, monkeypatch):

@@ -171,17 +171,13 @@ def test_logits_are_the_same_with_and_without_parts(name, training, documents):
 def test_parts_are_averaged_over_the_layers():
     model, tokens = _model(HIERARCHY, POOLS[0].tiny(), HIERARCHY).train(), _tokens()
     _, parts = model.forward_with_parts(tokens)
-    x, total = model.embed(tokens), torch.zeros(())
-    kept = model.run(
-        tokens, keep=[Site(module=f"blocks.{i}.ffn", port="in") for i in range(3)]
-    ).kept
-    for layer in (0, 2):
-        pool = model.layers()[layer].ffn
-        own = pool.forward_with_parts(kept[pool.spec.reads])[1]
-        total = total + own["balance"]
-    del x
-    torch.testing.assert_close(parts["balance"], total / 3)
+    pools = [model.layers()[layer].ffn for layer in (0, 2)]
+    kept = model.run(tokens, keep=[pool.spec.reads for pool in pools]).kept
+    own = [pool.forward_with_parts(kept[pool.spec.reads])[1] for pool in pools]
     assert set(parts) == {"balance", "router_z"}
+    for name, part in parts.items():
+        # Two of the three layers have a router.
+        torch.testing.assert_close(part, (own[0][name] + own[1][name]) / 3)
 
 
 def _mixed() -> Transformer:
@@ -330,6 +326,15 @@ def test_the_model_is_a_host():
 def test_widths_of_sites(site, width):
     model = _model()
     assert model.width(Site.parse(site)) == width
+
+
+def test_asking_for_a_width_leaves_a_training_model_as_it_was():
+    model = _model(replace(HIERARCHY, select="batchtopk", balance="bias")).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.layers()[1].eval()
+    assert model.width(Site.parse("blocks.0.ffn:in")) == 8
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert [model.training, *(block.training for block in model.layers())] == [True, True, False]
 
 
 def test_what_a_pool_leaves_is_its_rest_and_its_units():

@@ -5,6 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.ops.pool_mlp import fast, pool_select, reference
 
@@ -153,6 +154,27 @@ def test_closed_pools_are_not_read():
     for closed in (1, 2, 4):
         reads[closed] = bias[closed] = torch.nan
     assert torch.equal(pool_select(x, pool, gate, reads, bias, 4), expected)
+
+
+class _Multiplied(TorchDispatchMode):
+    """Where in its storage each matrix product found its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.addmm:
+            self.offsets.append(args[2].storage_offset())
+        return func(*args, **(kwargs or {}))
+
+
+def test_each_open_pool_is_multiplied_once_and_no_closed_one():
+    x, pool, gate, reads, bias = _inputs((63, 7, 5, 3, 2, 4))
+    pool = torch.tensor([[3, 0]]).expand(63, 2).contiguous()
+    with _Multiplied() as seen:
+        pool_select(x, pool, gate, reads, bias, 4)
+    assert seen.offsets == [0, 3 * 3 * 7]  # pool · slots · width
 
 
 def test_inputs_are_left_as_they_were():

@@ -88,7 +88,7 @@ def test_one_step_by_hand():
     # b: (2·(−3) + 2·1) / 2 = −2; their norm is √20. Adam's first step moves each weight by lr = .1
     # against its gradient's sign.
     objective, record = Regression(line(1.0)), Recorder()
-    make(objective, lambda step: [batch((2, 5), (1, 0))]).run(0, [record])
+    make(objective, lambda _: [batch((2, 5), (1, 0))]).run(0, [record])
     metrics = record.seen[0].metrics
     assert metrics.pop("time/tokens_per_second") > 0
     assert metrics == pytest.approx(
@@ -113,7 +113,7 @@ def test_the_logged_parts_sum_to_the_loss_that_is_trained():
     objective, record = Regression(line(0.3, 0.1, width=3)), Recorder()
     before = objective.line.weight.detach().clone(), objective.line.bias.detach().clone()
     grads: list[Tensor] = []
-    loop = make(objective, lambda step: data)
+    loop = make(objective, lambda _: data)
     loop.optimizer.register_step_pre_hook(
         lambda *_: grads.extend(p.grad.clone() for p in objective.line.parameters())
     )
@@ -146,9 +146,9 @@ def test_four_micro_batches_are_one_large_batch():
 
 
 def test_gradients_are_clipped_to_the_norm_and_the_true_norm_is_logged():
-    # Gradients −4 and −2 (see the first test), norm √20 = 4.472; clipped to 1 they are −.894, −.447.
+    # Gradients −4 and −2 as in the first test, norm √20 = 4.472; clipped to 1: −.894 and −.447.
     objective, record = Regression(line(1.0)), Recorder()
-    loop = make(objective, lambda step: [batch((2, 5), (1, 0))], clip=1.0)
+    loop = make(objective, lambda _: [batch((2, 5), (1, 0))], clip=1.0)
     seen: list[float] = []
     loop.optimizer.register_step_pre_hook(
         lambda *_: seen.extend(p.grad.item() for p in objective.line.parameters())
@@ -161,11 +161,9 @@ def test_gradients_are_clipped_to_the_norm_and_the_true_norm_is_logged():
 
 def test_a_small_gradient_is_not_clipped_up():
     objective = Regression(line(1.0))
-    loop = make(objective, lambda step: [batch((2, 5), (1, 0))], clip=5.0)
+    loop = make(objective, lambda _: [batch((2, 5), (1, 0))], clip=5.0)
     seen: list[float] = []
-    loop.optimizer.register_step_pre_hook(
-        lambda *_: seen.append(objective.line.weight.grad.item())
-    )
+    loop.optimizer.register_step_pre_hook(lambda *_: seen.append(objective.line.weight.grad.item()))
     loop.run(0, [])
     assert seen == [-4.0]
 
@@ -196,20 +194,20 @@ def test_steps_are_counted_and_the_schedule_is_followed():
 
 def test_a_run_may_start_in_the_middle():
     record = Recorder()
-    make(Regression(line()), lambda step: [batch((1, 1))], steps=5).run(3, [record])
+    make(Regression(line()), lambda _: [batch((1, 1))], steps=5).run(3, [record])
     assert [(p.step, p.tokens) for p in record.seen] == [(4, 40), (5, 50)]
 
 
 def test_nothing_is_left_of_a_finished_run():
     record = Recorder()
-    progress = make(Regression(line()), lambda step: [], steps=5).run(5, [record])
+    progress = make(Regression(line()), lambda _: [], steps=5).run(5, [record])
     assert record.seen == []
     assert (progress.step, progress.tokens, progress.last) == (5, 50, True)
 
 
 def test_stopping_ends_after_the_step_and_its_callbacks():
     record = Recorder()
-    loop = make(Regression(line()), lambda step: [batch((1, 1))], steps=9)
+    loop = make(Regression(line()), lambda _: [batch((1, 1))], steps=9)
     progress = loop.run(0, [record], stop=lambda: len(record.seen) == 2)
     assert [p.step for p in record.seen] == [1, 2, 3]
     assert [p.last for p in record.seen] == [False, False, True]
@@ -225,7 +223,7 @@ def test_callbacks_share_the_metrics_in_order():
         def after_step(self, progress: Progress) -> None:
             assert progress.metrics["val/x"] == 1.0
 
-    make(Regression(line()), lambda step: [batch((1, 1))]).run(0, [Adds(), Asks()])
+    make(Regression(line()), lambda _: [batch((1, 1))]).run(0, [Adds(), Asks()])
 
 
 def test_bf16_autocast_reaches_the_loss():
@@ -241,7 +239,7 @@ def test_bf16_autocast_reaches_the_loss():
         Loop(
             objective=objective,
             optimizer=build_optimizer(objective.param_groups(), optim),
-            batches=lambda step: [(torch.ones(1, 1), torch.zeros(1, 1))],
+            batches=lambda _: [(torch.ones(1, 1), torch.zeros(1, 1))],
             name_batch=str,
             tokens_per_step=1,
             steps=1,
@@ -270,7 +268,7 @@ def test_a_loss_that_is_not_finite_names_step_part_and_documents():
 
 def test_a_nan_part_is_named_though_the_others_are_sound():
     objective = Regression(line(), penalty=math.nan)
-    loop = make(objective, lambda step: [batch((1, 1))])
+    loop = make(objective, lambda _: [batch((1, 1))])
     with pytest.raises(TrainingError, match=r"^step 1: loss part 'penalty' is nan; "):
         loop.run(0, [])
 
@@ -278,11 +276,11 @@ def test_a_nan_part_is_named_though_the_others_are_sound():
 def test_a_gradient_that_is_not_finite_names_its_group_and_documents():
     class Spike(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(_, x):
             return x.clone()
 
         @staticmethod
-        def backward(ctx, grad):
+        def backward(_, grad):
             return grad * math.nan
 
     class Broken(nn.Linear):
@@ -292,7 +290,7 @@ def test_a_gradient_that_is_not_finite_names_its_group_and_documents():
     objective = Regression(Broken(1, 1, dtype=torch.float64))
     before = [p.detach().clone() for p in objective.line.parameters()]
     with pytest.raises(TrainingError) as caught:
-        make(objective, lambda step: [batch((1, 1)), batch((2, 2), (3, 3))]).run(0, [])
+        make(objective, lambda _: [batch((1, 1)), batch((2, 2), (3, 3))]).run(0, [])
     assert str(caught.value) == (
         "step 1: the gradient of the offsets is not finite; the batch held documents of 1 rows; "
         "documents of 2 rows; lower optim.lr or look at these documents"
@@ -305,4 +303,4 @@ def test_finite_gradients_whose_norm_overflows_are_refused_too():
     # Both gradients are 2e200 or so; their squares are beyond float64.
     objective = Regression(line(), penalty=0.0)
     with pytest.raises(TrainingError, match=r"^step 1: the norm of the gradient is not finite; "):
-        make(objective, lambda step: [batch((1e50, 1e150))]).run(0, [])
+        make(objective, lambda _: [batch((1e50, 1e150))]).run(0, [])

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.core.errors import ConfigError
@@ -70,6 +70,7 @@ def test_no_warmup_starts_at_the_full_rate():
     assert lr_factor(ScheduleConfig(warmup_share=0.0), 0, 50) == 1.0
 
 
+@settings(deadline=None)
 @given(configs, st.integers(1, 3000), st.data())
 def test_every_factor_is_a_share_and_never_zero_before_the_end(config, steps, data):
     step = data.draw(st.integers(0, steps - 1))
@@ -78,6 +79,7 @@ def test_every_factor_is_a_share_and_never_zero_before_the_end(config, steps, da
     assert 0 < factor <= 1 + 1e-15
 
 
+@settings(deadline=None)
 @given(configs, st.integers(2, 3000), st.data())
 def test_after_the_warmup_the_rate_never_rises(config, steps, data):
     warmup = max(1, round(config.warmup_share * steps))

@@ -66,7 +66,7 @@ def test_tensorboard_gets_one_scalar_per_metric(tmp_path: Path, monkeypatch):
     stand_in = ModuleType("torch.utils.tensorboard")
     stand_in.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     Track("tensorboard", tmp_path, {}, written.append).after_step(PROGRESS)
     assert written == [
         ("open", str(tmp_path / "tensorboard")),
@@ -104,7 +104,7 @@ def test_a_failure_at_the_start_does_not_stop_the_run(source, reason, tmp_path: 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_named_with_its_command(tracker: str, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match=rf"--track {tracker} needs the package {tracker}, "):
         check_tracker(tracker)
     with pytest.raises(MissingExtra, match="pip install"):

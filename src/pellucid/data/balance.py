@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pellucid.data.document import Document
 
 
-def bounded(documents: Iterable[Document], limit: float) -> Iterator[Document]:
+def bounded(documents: Iterable[Document], limit: int) -> Iterator[Document]:
     """Whole documents of at most ``limit`` bytes in all; one that alone exceeds it is skipped."""
     taken: Counter[str] = Counter()
     for document in documents:
@@ -30,6 +30,6 @@ def balanced(streams: Sequence[Iterable[Document]], max_bytes: int) -> Iterator[
     """Whole documents of at most ``max_bytes`` in all from streams in order of their size."""
     left = max_bytes
     for index, stream in enumerate(streams):
-        for document in bounded(stream, left / (len(streams) - index)):
+        for document in bounded(stream, left // (len(streams) - index)):
             left -= len(document.text.encode())
             yield document

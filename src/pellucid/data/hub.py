@@ -50,7 +50,7 @@ def hub_documents(config: DataConfig) -> Iterator[Document]:
         wanted = dict.fromkeys(wanted)  # one split to be divided by hash, whatever its name
     streams = [_split_documents(splits[n], config, n, kind) for n, kind in wanted.items()]
     if config.max_bytes is not None:
-        limits = [share * config.max_bytes for share in _shares(list(wanted.values()))]
+        limits = [int(share * config.max_bytes) for share in _shares(list(wanted.values()))]
         streams = [bounded(stream, limit) for stream, limit in zip(streams, limits)]
     return chain.from_iterable(streams)
 

@@ -10,6 +10,7 @@ Pools' auxiliary losses are not part of ``loss``, and ``after_step`` is not call
 trained by pellucid's own loop.
 """
 
+from abc import ABC
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class PellucidLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class PellucidPreTrainedModel(PreTrainedModel):
+class PellucidPreTrainedModel(PreTrainedModel, ABC):
     """What both models tell transformers about saving, loading and initialising."""
 
     config: PellucidConfig

@@ -26,8 +26,7 @@ class HuggingFaceHost:
         self.model = model
 
     def width(self, site: Site) -> int:
-        with evaluating(self.model):
-            return site_width(self.model, site)
+        return site_width(self.model, site)
 
     def run(
         self,

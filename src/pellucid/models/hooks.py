@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pellucid.core.errors import AddressError, nearest
 from pellucid.core.host import Edit, Trace
 from pellucid.core.unit import Site
+from pellucid.models.evaluation import evaluating
 
 
 def run_hooked(
@@ -58,10 +59,12 @@ def module_at(model: nn.Module, site: Site) -> nn.Module:
 
 @torch.no_grad()
 def site_width(model: nn.Module, site: Site) -> int:
-    """The last axis of the tensor at ``site``, found by running two tokens."""
+    """The last axis of the tensor at ``site``, found by running two tokens in evaluation mode."""
     device = next(model.parameters()).device
     tokens = torch.zeros(1, 2, dtype=torch.long, device=device)
-    return run_hooked(model, lambda: logits_of(model(tokens)), keep=(site,)).kept[site].shape[-1]
+    with evaluating(model):
+        trace = run_hooked(model, lambda: logits_of(model(tokens)), keep=(site,))
+    return trace.kept[site].shape[-1]
 
 
 def logits_of(output: Any) -> Tensor:

@@ -46,7 +46,7 @@ class LanguageRun:
     compile: bool = False
     device: str = "auto"
     evaluate_every: int = 100
-    evaluate_tokens: int = 4096
+    evaluate_tokens: int = 2048
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
     log_every: int = 10

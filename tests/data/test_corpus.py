@@ -1,0 +1,118 @@
+"""The door to every source, and the fingerprint of what lies behind it."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pellucid.core.errors import DataError
+from pellucid.data import corpus
+from pellucid.data.corpus import DataConfig, Document, fingerprint, open_corpus
+
+WriteRecords = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(write_records: WriteRecords, tmp_path: Path) -> Path:
+    """Two domains: 40 documents of 10 bytes in a, 200 of 10 bytes in b."""
+    write_records("data/a.jsonl", [{"text": f"a{index:09}"} for index in range(40)])
+    write_records("data/b.jsonl", [{"text": f"b{index:09}"} for index in range(200)])
+    return tmp_path / "data"
+
+
+def test_a_folder_is_its_files_in_order(folder: Path) -> None:
+    documents = list(open_corpus(DataConfig(source=str(folder))))
+    assert [document.domain for document in documents] == ["a"] * 40 + ["b"] * 200
+    assert documents[0].text == "a000000000"
+
+
+def test_a_file_alone(folder: Path) -> None:
+    documents = list(open_corpus(DataConfig(source=str(folder / "a.jsonl"))))
+    assert len(documents) == 40
+    assert isinstance(documents[0], Document)
+
+
+def test_a_bound_is_shared_by_the_files(folder: Path) -> None:
+    """600 bytes over two: a gives its 300 of 400, b takes 300."""
+    documents = open_corpus(DataConfig(source=str(folder), max_bytes=600))
+    assert Counter(document.domain for document in documents) == {"a": 30, "b": 30}
+
+
+def test_a_bound_that_one_file_cannot_fill(folder: Path) -> None:
+    """1,000 bytes over two: a has only 400, so b takes 600."""
+    documents = open_corpus(DataConfig(source=str(folder), max_bytes=1000))
+    assert Counter(document.domain for document in documents) == {"a": 40, "b": 60}
+
+
+def test_two_readings_agree(folder: Path) -> None:
+    config = DataConfig(source=str(folder), max_bytes=500)
+    assert list(open_corpus(config)) == list(open_corpus(config))
+
+
+def test_embedded_and_hub_have_their_own_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = Document(id="1", text="t", domain="d", split="train")
+    monkeypatch.setattr(corpus.embedded, "embedded_documents", lambda _: iter([document]))
+    monkeypatch.setattr(corpus.hub, "hub_documents", lambda _: iter([document, document]))
+    assert len(list(open_corpus(DataConfig()))) == 1
+    assert len(list(open_corpus(DataConfig(source="hub:x")))) == 2
+
+
+def test_missing_path_is_refused_at_once(tmp_path: Path) -> None:
+    config = DataConfig(source=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_corpus(config)
+    with pytest.raises(DataError, match="no such file or folder"):
+        fingerprint(config)
+
+
+def test_fingerprint_is_of_content_alone(folder: Path, tmp_path: Path) -> None:
+    """Neither the folder's name nor a file's time counts; ignored files do not either."""
+    config = DataConfig(source=str(folder))
+    before = fingerprint(config)
+    os.utime(folder / "a.jsonl", (1, 1))
+    (folder / "notes.md").write_text("ignored", encoding="utf-8")
+    assert fingerprint(config) == before
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(DataConfig(source=str(tmp_path / "copy"))) == before
+
+
+def test_fingerprint_notices_one_byte_and_one_name(folder: Path) -> None:
+    config = DataConfig(source=str(folder))
+    seen = {fingerprint(config)}
+    data = (folder / "a.jsonl").read_bytes()
+    (folder / "a.jsonl").write_bytes(data.replace(b"a000000000", b"a000000001", 1))
+    seen.add(fingerprint(config))
+    (folder / "a.jsonl").rename(folder / "c.jsonl")
+    seen.add(fingerprint(config))
+    assert len(seen) == 3
+
+
+def test_fingerprint_follows_what_decides_the_reading(folder: Path) -> None:
+    config = DataConfig(source=str(folder))
+    readings = [
+        replace(config, text_field="body"),
+        replace(config, domain_field="topic"),
+        replace(config, split_field="part"),
+        replace(config, validation_share=0.1),
+        replace(config, max_bytes=100),
+    ]
+    assert len({fingerprint(reading) for reading in [config, *readings]}) == 6
+
+
+def test_fingerprint_ignores_tokenizer_and_masking(folder: Path) -> None:
+    config = DataConfig(source=str(folder))
+    other = replace(config, tokenizer="hub:x", mask_documents=True)
+    assert fingerprint(other) == fingerprint(config)
+
+
+def test_fingerprint_of_a_hub_source(folder: Path) -> None:
+    pytest.importorskip("datasets")
+    (folder / "b.jsonl").unlink()
+    (folder / "a.jsonl").rename(folder / "train.jsonl")
+    config = DataConfig(source=f"hub:{folder}")
+    assert fingerprint(config) == fingerprint(config)
+    assert fingerprint(config) != fingerprint(DataConfig(source=str(folder)))
