@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pellucid.core.errors import ConfigError, DataError
 from pellucid.data.backends import CompiledBackend
@@ -162,7 +162,11 @@ def test_a_document_above_the_bound_is_no_sample() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=40))
 def test_sample_is_bounded_and_fair(draws: list[tuple[str, int]]) -> None:
-    """No domain lacks a document while another holds 9 bytes (the largest document) more."""
+    """No domain lacks a document while another holds two of the largest (9 bytes) more.
+
+    A domain gives back one document, 9 bytes below the level at most; the room that makes lets
+    another rise by 9 above it.
+    """
     corpus = [document for name, size in draws for document in documents(name, name * size)]
     kept = Counter({name: 0 for name, _ in draws})
     for text in balanced_sample(corpus, 60):
@@ -172,7 +176,7 @@ def test_sample_is_bounded_and_fair(draws: list[tuple[str, int]]) -> None:
         total[name] += size
     assert kept.total() <= 60
     short = [kept[name] for name in kept if kept[name] < total[name]]
-    assert all(level >= max(kept.values()) - 9 for level in short)
+    assert all(level >= max(kept.values()) - 18 for level in short)
 
 
 def test_token_text_of_whole_and_broken_characters(tokenizer: TextTokenizer) -> None:
@@ -268,10 +272,11 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_that_spells_the_end_is_refused() -> None:
-    """Here every word is looked up whole, so the text '</s>' is its token."""
-    tokenizer = word_tokenizer(**{"unknown": 0, "</s>": 1, "a</s>b": 1})
+    """A vocabulary of characters whose end of text is the ordinary letter x."""
+    tokenizer = word_tokenizer(unknown=0, a=1, b=2, x=3)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     with pytest.raises(DataError, match=r"text that spells .* is encoded as the end of text"):
-        TextTokenizer(CompiledBackend(tokenizer), 1)
+        TextTokenizer(CompiledBackend(tokenizer), 3)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"version": "1.0"}', "\x00\x01"])

@@ -16,19 +16,25 @@ _BOX = re.compile(r"[│╭╮╰╯─┌┐└┘]+")
 
 
 def parse(
-    kind: type[T], args: Sequence[str], *, verb: str, says: str, default: T | None = None
+    kind: type[T],
+    args: Sequence[str],
+    *,
+    verb: str,
+    says: str,
+    default: T | None = None,
+    usage: str | None = None,
 ) -> T:
     """Build ``kind`` from flags over ``default``.
 
     An unknown flag is a ``ConfigError`` with the nearest one; so is a value of the wrong type.
-    ``--help`` prints the flags and exits with 0.
+    ``--help`` prints the flags and exits with 0; ``usage`` replaces the verb in its first line.
     """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
                 kind,
-                prog=f"pellucid {verb}",
+                prog=f"pellucid {usage or verb}",
                 description=says,
                 default=tyro.MISSING_NONPROP if default is None else default,  # pyright: ignore
                 args=list(args),

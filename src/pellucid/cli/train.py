@@ -44,7 +44,14 @@ def main(argv: Sequence[str]) -> int:
         name, rest = take_positional(argv, "a recipe such as pools-tiny", "train")
     base = _base(name, take_option(rest, "--from"))
     default = TrainFlags(run=Path("runs") / name, config=base)
-    flags = parse(TrainFlags, rest, verb="train", says=TrainFlags.__doc__ or "", default=default)
+    flags = parse(
+        TrainFlags,
+        rest,
+        verb="train",
+        says=TrainFlags.__doc__ or "",
+        default=default,
+        usage="train RECIPE",
+    )
     config = flags.config
     if flags.data is not None:
         config = replace(config, data=replace(config.data, source=flags.data))

@@ -137,7 +137,8 @@ class Transformer(nn.Module):
         """Logits and the pools' weighted auxiliary losses, averaged over the layers."""
         mask = None if documents is None else document_mask(documents)
         rope = rope_angles(positions(tokens), self.config.head_dim, self.config.rope_theta)
-        x, total = self.embed(tokens), dict[str, Tensor]()
+        x = self.embed(tokens)
+        total: dict[str, Tensor] = {}
         for block in self.layers():
             x, parts = block.forward_with_parts(x, rope, mask)
             for name, part in parts.items():

@@ -337,7 +337,8 @@ class Hierarchy(Pool):
         code: Code,
         strength: Float[Tensor, "T c"],
     ) -> dict[str, Float[Tensor, ""]]:
-        config, parts = self.config, dict[str, Tensor]()
+        config = self.config
+        parts: dict[str, Tensor] = {}
         if not config.frozen_router:
             if config.balance == "loss":
                 load = torch.bincount(pool.reshape(-1), minlength=config.pools)

@@ -6,7 +6,6 @@ from pathlib import Path
 from pellucid.core.errors import ConfigError
 from pellucid.core.host import Host
 from pellucid.data.tokenizer import TextTokenizer, load_tokenizer
-from pellucid.models.hf import HuggingFaceHost
 from pellucid.models.transformer import Transformer
 from pellucid.recipes.folder import is_run, read_run
 from pellucid.recipes.language import LanguageRun
@@ -41,7 +40,10 @@ def load_teacher(name: str, device: str) -> Host:
     """A host to distil from: a run folder, or the name or folder of a Hugging Face causal LM."""
     if is_run(Path(name)):
         return load_run(Path(name), device=device).model
+    # Half of the time to start, and it lets transformers know our own exported models.
     from transformers import AutoModelForCausalLM
+
+    from pellucid.models.hf import HuggingFaceHost
 
     try:
         model = AutoModelForCausalLM.from_pretrained(name)

@@ -13,7 +13,7 @@ from pellucid.core.config import to_dict
 from pellucid.core.errors import ConfigError, RunError
 from pellucid.core.host import Host
 from pellucid.data.packing import Batch, Corpus, TrainOrder, evaluation_batches, prepare
-from pellucid.models.hf import export_pretrained
+from pellucid.models.hf_files import export_pretrained
 from pellucid.models.transformer import Transformer
 from pellucid.recipes.folder import log_event, read_run, write_run
 from pellucid.recipes.language import LanguageRun
