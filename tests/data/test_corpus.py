@@ -18,9 +18,11 @@ WriteRecords = Callable[..., Path]
 
 @pytest.fixture
 def folder(write_records: WriteRecords, tmp_path: Path) -> Path:
-    """Two domains: 40 documents of 10 bytes in a, 200 of 10 bytes in b."""
-    write_records("data/a.jsonl", [{"text": f"a{index:09}"} for index in range(40)])
-    write_records("data/b.jsonl", [{"text": f"b{index:09}"} for index in range(200)])
+    """Two domains of documents of 10 bytes, 40 in a, 200 in b; every second one is held out."""
+    splits = ("train", "validation")
+    for name, count in (("a", 40), ("b", 200)):
+        rows = [{"text": f"{name}{index:09}", "split": splits[index % 2]} for index in range(count)]
+        write_records(f"data/{name}.jsonl", rows)
     return tmp_path / "data"
 
 
@@ -37,15 +39,19 @@ def test_a_file_alone(folder: Path) -> None:
 
 
 def test_a_bound_is_shared_by_the_files(folder: Path) -> None:
-    """600 bytes over two: a gives its 300 of 400, b takes 300."""
-    documents = open_corpus(DataConfig(source=str(folder), max_bytes=600))
-    assert Counter(document.domain for document in documents) == {"a": 30, "b": 30}
+    """600 bytes over two, half of each for validation: 15 documents of every kind."""
+    config = DataConfig(source=str(folder), max_bytes=600, validation_share=0.5)
+    kinds = Counter((document.domain, document.split) for document in open_corpus(config))
+    assert kinds == {(name, split): 15 for name in "ab" for split in ("train", "validation")}
 
 
 def test_a_bound_that_one_file_cannot_fill(folder: Path) -> None:
-    """1,000 bytes over two: a has only 400, so b takes 600."""
-    documents = open_corpus(DataConfig(source=str(folder), max_bytes=1000))
-    assert Counter(document.domain for document in documents) == {"a": 40, "b": 60}
+    """1,000 bytes over two: a has only 400, so b takes 600, 300 of either split."""
+    config = DataConfig(source=str(folder), max_bytes=1000, validation_share=0.5)
+    documents = list(open_corpus(config))
+    splits = Counter(document.split for document in documents if document.domain == "b")
+    assert Counter(document.domain for document in documents)["a"] == 40
+    assert splits == {"train": 30, "validation": 30}
 
 
 def test_two_readings_agree(folder: Path) -> None:

@@ -28,7 +28,9 @@ def parent(group: str, name: str, text: str) -> Parent:
 def prose(name: str, size: int) -> str:
     """Lines in paragraphs of eight that occur nowhere else."""
     letters = name.translate(str.maketrans("0123456789", "abcdefghij"))
-    words = (f"{letters}{'x' * (index % 97)}{'y' * (index // 97)} says so\n" for index in range(size))
+    words = (
+        f"{letters}{'x' * (index % 97)}{'y' * (index // 97)} says so\n" for index in range(size)
+    )
     lines: list[str] = []
     while sum(map(len, lines)) < size:
         lines += [next(words) for _ in range(8)] + ["\n"]
@@ -166,7 +168,9 @@ def test_short_paragraphs_may_repeat(machine: list[Parent]) -> None:
 
 
 def test_python_files_give_two_domains(machine: list[Parent]) -> None:
-    body = "".join(f"def f{i}():\n    '''{prose(f'd{i}', 300)}'''\n    return {i}\n" for i in range(300))
+    body = "".join(
+        f"def f{i}():\n    '''{prose(f'd{i}', 300)}'''\n    return {i}\n" for i in range(300)
+    )
     machine.append(parent("python_code", "pkg/__init__.py", body + prose_code()))
     documents = [d for d in embedded_documents(DataConfig()) if "pkg" in d.id]
     assert {document.domain for document in documents} == {"python_code", "python_docs"}

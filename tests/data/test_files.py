@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,16 @@ from pellucid.data.files import BLOCK_BYTES, list_files, read_documents
 WriteRecords = Callable[..., Path]
 
 
-def read(file: Path, source: Path | None = None, config: DataConfig | None = None) -> list[Document]:
+def read(
+    file: Path, source: Path | None = None, config: DataConfig | None = None
+) -> list[Document]:
     return list(read_documents(file, source or file, config or DataConfig()))
 
 
-def write_parquet(path: Path, columns: dict[str, Sequence[object]]) -> Path:
+def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> Path:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(dict(columns)), path)
     return path
 
 
@@ -222,7 +224,9 @@ def test_not_parquet(tmp_path: Path) -> None:
 
 def test_parquet_without_the_text_column(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"body": ["b"], "id": ["1"]})
-    with pytest.raises(DataError, match=r"a.parquet: expected the column 'text', found the columns"):
+    with pytest.raises(
+        DataError, match=r"a.parquet: expected the column 'text', found the columns"
+    ):
         read(path)
     assert read(path, config=DataConfig(text_field="body"))[0].text == "b"
 

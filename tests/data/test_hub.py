@@ -93,28 +93,30 @@ def test_an_unknown_config(two_configs: Path) -> None:
         read(f"{two_configs}:fr")
 
 
-def test_a_bound_reserves_a_tenth_for_validation(
-    write_records: WriteRecords, tmp_path: Path
-) -> None:
-    """Rows of 10 bytes, bound 200: 20 bytes are 2 validation rows, 180 are 18 to train."""
+def test_a_bound_reserves_room_for_validation(write_records: WriteRecords, tmp_path: Path) -> None:
+    """Rows of 10 bytes, bound 200, share .1: 2 validation rows and 18 to train."""
     for split in ("train", "validation"):
         write_records(f"ds/{split}.jsonl", [{"text": "x" * 10} for _ in range(50)])
-    documents = read(tmp_path / "ds", DataConfig(max_bytes=200))
+    documents = read(tmp_path / "ds", DataConfig(max_bytes=200, validation_share=0.1))
     splits = [document.split for document in documents]
     assert (splits.count("train"), splits.count("validation")) == (18, 2)
 
 
 def test_a_bound_without_a_validation_split(write_records: WriteRecords, tmp_path: Path) -> None:
-    write_records("ds/train.jsonl", [{"text": "x" * 10} for _ in range(50)])
-    assert len(read(tmp_path / "ds", DataConfig(max_bytes=200))) == 20
+    """Half of 200 bytes each: ten rows of either kind, whose places are drawn by hash."""
+    write_records("ds/train.jsonl", [{"text": "x" * 10} for _ in range(90)])
+    documents = read(tmp_path / "ds", DataConfig(max_bytes=200, validation_share=0.5))
+    splits = [document.split for document in documents]
+    assert (splits.count("train"), splits.count("validation")) == (10, 10)
 
 
 def test_the_stream_stops_where_the_bound_is_met(
     write_records: WriteRecords, tmp_path: Path
 ) -> None:
-    """A row without text stands behind the bound and is never converted."""
-    write_records("ds/train.jsonl", [{"text": "x" * 10}] * 5 + [{"text": None}])
-    assert len(read(tmp_path / "ds", DataConfig(max_bytes=40))) == 4
+    """A row without text stands behind the bound of each split and is never converted."""
+    for split in ("train", "validation"):
+        write_records(f"ds/{split}.jsonl", [{"text": "x" * 10}] * 5 + [{"text": None}])
+    assert len(read(tmp_path / "ds", DataConfig(max_bytes=80, validation_share=0.5))) == 8
 
 
 @pytest.mark.parametrize("source", ["nowhere", "empty"])
@@ -149,9 +151,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         read("x")
 
 
-def test_fingerprint_follows_content_not_time(
-    write_records: WriteRecords, tmp_path: Path
-) -> None:
+def test_fingerprint_follows_content_not_time(write_records: WriteRecords, tmp_path: Path) -> None:
     path = write_records("ds/train.jsonl", [{"text": "a"}])
     source = f"hub:{tmp_path / 'ds'}"
     before = hub_fingerprint(source)

@@ -1,5 +1,7 @@
 """Records as documents: fields, splits, and what is refused."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from pellucid.core.errors import DataError
@@ -8,7 +10,7 @@ from pellucid.data.records import assign_split, to_document
 from pellucid.data.text import unit_hash
 
 
-def convert(record: dict[str, object], config: DataConfig | None = None) -> Document | None:
+def convert(record: Mapping[str, object], config: DataConfig | None = None) -> Document | None:
     return to_document(
         record, config or DataConfig(), where="f.jsonl:3", default_id="f:3", domain="f"
     )

@@ -174,15 +174,18 @@ def test_replacing_leaves_nothing_of_the_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_a_failed_filling_leaves_all_as_it_was(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_a_failed_filling_leaves_all_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
     folder = tmp_path / "store"
     folder.mkdir()
     (folder / "old").touch()
-    with pytest.raises(error), replacing(folder) as aside:
-        (aside / "half").touch()
-        raise error
+
+    def fill() -> None:
+        with replacing(folder) as aside:
+            (aside / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        fill()
     assert [path.name for path in tmp_path.rglob("*")] == ["store", "old"]
 
 

@@ -54,9 +54,7 @@ def test_a_batch_is_its_texts(tokenizer: TextTokenizer, texts: list[str]) -> Non
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_no_text_makes_the_end_of_text(
-    tokenizer: TextTokenizer, before: str, after: str
-) -> None:
+def test_no_text_makes_the_end_of_text(tokenizer: TextTokenizer, before: str, after: str) -> None:
     text = f"{before}{END_OF_TEXT}{after}"
     ids = tokenizer.encode(text)
     assert tokenizer.end_of_text not in ids

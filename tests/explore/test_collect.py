@@ -8,7 +8,7 @@ from pellucid.data.packing import Batch, evaluation_batches
 from pellucid.explore.activity import measure_activity
 from pellucid.explore.choose import ChosenUnit
 from pellucid.explore.collect import collect_records
-from pellucid.explore.halves import SHOW
+from pellucid.explore.halves import SHOW, DocumentHalves
 
 
 def _batches(corpus, context: int = 32) -> list[Batch]:
@@ -79,6 +79,11 @@ def test_contexts_are_the_shown_documents_once_each(collected):
         assert context.tokens[context.focus] == "a"
         assert list(context.values) == [float(token == "a") for token in context.tokens]
         assert "".join(context.tokens[1:]) in (DOCUMENTS * 3)[index][1]
+    halves = DocumentHalves(torch.as_tensor(corpus.validation.domain))
+    for batch in _batches(corpus):
+        halves.of(batch.document[batch.document >= 0])
+    shown = [corpus.validation.ids.index(name) for name in names]
+    assert halves.of(torch.tensor(shown)).tolist() == [SHOW] * len(shown)
     assert activity.fires[SHOW, 0].sum() > 0
 
 

@@ -19,6 +19,7 @@ from pellucid.pools.pool import (
     keep_largest,
     named_gates,
     pool_spec,
+    take_largest,
 )
 
 
@@ -50,11 +51,11 @@ def test_padding_adds_nothing_to_a_named_gate():
     assert named_gates(code, torch.tensor([1]), 2).tolist() == [[pytest.approx(0.7)]]
 
 
-def test_keep_largest_weighs_by_the_write_norm():
+def test_take_largest_weighs_by_the_write_norm():
     # |value| = 1.5, 0, 2; norms 2, 9, 1: weights 3, 0, 2.
     norm = torch.tensor([[2.0, 9.0, 1.0]] * 2)
-    assert keep_largest(_code(), norm, 1).unit.tolist() == [[4], [4]]
-    two = keep_largest(_code(), norm, 2)
+    assert take_largest(_code(), norm, 1).unit.tolist() == [[4], [4]]
+    two = take_largest(_code(), norm, 2)
     assert two.unit.tolist() == [[4, 2], [4, 2]]
     assert two.value.tolist() == [[1.5, -2.0]] * 2
 
@@ -62,7 +63,7 @@ def test_keep_largest_weighs_by_the_write_norm():
 @pytest.mark.parametrize("limit", [None, 3, 4])
 def test_a_limit_that_does_not_bind_changes_nothing(limit):
     code = _code()
-    assert keep_largest(code, torch.ones(2, 3), limit) is code
+    assert keep_largest(code, torch.ones(9, 2), limit) is code
 
 
 @settings(max_examples=25, deadline=None)

@@ -102,6 +102,12 @@ def test_summary_has_every_fact_of_every_arm():
     assert (page.title, page.facts) == ("Demo", (("Seed", "0"),))
 
 
+def test_one_arm_is_compared_with_nothing():
+    table = _find(language_report([_arm("pools", 2.7)]), Table)[0]
+    assert table.columns == ("arm", "bits per byte")
+    assert table.rows == (("pools", "2.700"),)
+
+
 def test_curves():
     page = language_report([_arm("pools", 2.7), _arm("dense", 3.0)])
     train, validation = _find(page, LineChart)

@@ -90,13 +90,27 @@ def test_names_are_text_as_written():
 
 
 def test_a_line_goes_through_its_points():
-    line, _legend = _paths(draw_chart(LINES, "c0"), "--series-0")
+    line = next(p for p in _paths(draw_chart(LINES, "c0"), "--series-0") if len(p) == 3)
     # x: 0, 1M, 2M are equally spaced. y: 3 → 2 → 1.5 falls by 1, then by .5; SVG counts downwards.
     (x0, y0), (x1, y1), (x2, y2) = line
     # Coordinates are printed to 1e-6.
     assert x1 - x0 == pytest.approx(x2 - x1, abs=1e-3)
     assert y1 - y0 == pytest.approx(2 * (y2 - y1), abs=1e-3)
     assert y0 < y1 < y2
+
+
+def test_few_points_are_marked():
+    def marks(points: int) -> int:
+        x = tuple(float(i) for i in range(points))
+        series = (Series(name="a", x=x, y=x),)
+        return draw_chart(LineChart(caption="", x_label="", y_label="", series=series), "c0").count(
+            "<use "
+        )
+
+    # One mark a point, and one in the legend; the ticks have none.
+    assert marks(1) == 2
+    assert marks(5) == 6
+    assert marks(100) == 0
 
 
 def test_bars_start_at_zero_and_are_proportional():

@@ -265,6 +265,15 @@ def test_unit_card():
     assert shown.texts("p", "source") == ["chess · 4"]
 
 
+def test_many_domains_are_summed_up():
+    domains = tuple((f"d{i}", share) for i, share in enumerate([0.3, *[0.07] * 10]))
+    shown = _show(UnitCard(record=_record(domains=domains), control=False))
+    [bars] = shown.texts("ul", "bars")
+    # Seven are listed; the other four have .28.
+    assert bars.startswith("d030 % d17 %")
+    assert bars.endswith("d67 % 4 others28 %")
+
+
 def test_shading_of_a_context():
     shown = _show(UnitCard(record=_record(), control=False))
     spans = [

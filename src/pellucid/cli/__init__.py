@@ -24,6 +24,17 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     args = sys.argv[1:] if argv is None else argv
+    try:
+        code = _answer(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of stdout has gone, as in `pellucid runs | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _answer(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_usage())
         return 0 if args else 2
@@ -48,9 +59,7 @@ def _call(verb: str, args: list[str]) -> int:
         print("pellucid: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of stdout has gone, as in `pellucid runs | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except Exception as error:
         if os.environ.get("PELLUCID_LOG", "").lower() == "debug":
             raise

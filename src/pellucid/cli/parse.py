@@ -12,7 +12,8 @@ from pellucid.core.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
-_BOX = re.compile(r"[│╭╮╰╯─┌┐└┘]+")
+# The frame that tyro draws, also where only ASCII can be printed.
+_BOX = re.compile(r"[│╭╮╰╯─┌┐└┘]+|-{3,}")
 
 
 def parse(
@@ -44,12 +45,12 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
+        # The value of an unknown flag may have been taken for something else: name the flag.
+        _refuse_unknown(args, kind, verb, default)
         raise ConfigError(f"{verb}: {_first_line(errors.getvalue())}") from None
     if unknown:
-        flag = unknown[0]
-        known = flags(kind, verb, default)
-        hint = nearest(flag, known) if flag.startswith("-") else f"see pellucid {verb} --help"
-        raise ConfigError(f"{verb}: unknown argument {flag}; {hint}")
+        _refuse_unknown(unknown, kind, verb, default)
+        raise ConfigError(f"{verb}: unknown argument {unknown[0]}; see pellucid {verb} --help")
     return parsed
 
 
@@ -82,6 +83,14 @@ def take_option(args: Sequence[str], flag: str) -> str | None:
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2]
     return None
+
+
+def _refuse_unknown(args: Sequence[str], kind: type[T], verb: str, default: T | None) -> None:
+    known = {*flags(kind, verb, default), "--help"}
+    for arg in args:
+        flag = arg.partition("=")[0]
+        if re.match("--?[A-Za-z]", flag) and flag.replace("_", "-") not in {*known, "-h"}:
+            raise ConfigError(f"{verb}: unknown argument {flag}; {nearest(flag, known)}")
 
 
 def _first_line(text: str) -> str:

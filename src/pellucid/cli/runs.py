@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from pellucid.cli.parse import parse
-from pellucid.core.errors import RunError
+from pellucid.cli.progress import say
+from pellucid.core.errors import PellucidError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,12 @@ def main(argv: Sequence[str]) -> int:
     if not flags.folder.is_dir():
         raise RunError(f"{flags.folder}: no such folder; give the folder that holds the runs")
     found = sorted(path.parent for path in flags.folder.rglob("run.json"))
-    rows = [summarise(run) for run in found]
+    rows = []
+    for run in found:
+        try:
+            rows.append(summarise(run))
+        except PellucidError as error:
+            say(str(error))
     if flags.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return 0

@@ -86,7 +86,7 @@ def _print_table(rows: Sequence[dict[str, str | int]]) -> None:
 def _si(number: int) -> str:
     value = float(number)
     for unit in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.3g} {unit}".rstrip() if not unit else f"{value:.3g} {unit}"
+        if float(f"{value:.3g}") < 1000:
+            return f"{value:.3g} {unit}".rstrip()
         value /= 1000
     return f"{value:.3g} T"

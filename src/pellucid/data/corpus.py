@@ -33,7 +33,8 @@ def open_corpus(config: DataConfig) -> Iterator[Document]:
     if config.max_bytes is None:
         return chain.from_iterable(read_documents(file, source, config) for file in files)
     files.sort(key=lambda file: file.stat().st_size)
-    return balanced([read_documents(file, source, config) for file in files], config.max_bytes)
+    streams = [read_documents(file, source, config) for file in files]
+    return balanced(streams, config.max_bytes, validation_share=config.validation_share)
 
 
 def fingerprint(config: DataConfig) -> str:

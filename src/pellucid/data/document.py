@@ -26,7 +26,8 @@ class DataConfig:
     ``source`` is ``embedded``, a folder or file of .jsonl, .jsonl.zst, .parquet and .txt, or
     ``hub:NAME[:CONFIG]``. ``tokenizer`` is ``train``, a tokenizer.json or its folder, or
     ``hub:NAME``. ``validation_share`` holds out documents that name no split, by a hash of their
-    id. ``max_bytes`` bounds the text read, shared evenly between domains as they are met.
+    id. ``max_bytes`` bounds the text used, shared evenly between files and the domains they hold;
+    ``validation_share`` of it is kept for validation text.
     ``mask_documents`` is for the model: attention stays within a document.
     """
 

@@ -6,7 +6,7 @@ validation split exists, documents are held out by the hash of their id.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder
 
 PREFIX = "hub:"
-BOUNDED_VALIDATION = 0.1  # of max_bytes, where the dataset brings a validation split of its own
 
 
 def hub_fingerprint(source: str) -> str:
@@ -49,20 +48,22 @@ def hub_documents(config: DataConfig) -> Iterator[Document]:
     if "validation" not in wanted.values():
         wanted = dict.fromkeys(wanted)  # one split to be divided by hash, whatever its name
     streams = [_split_documents(splits[n], config, n, kind) for n, kind in wanted.items()]
-    if config.max_bytes is not None:
-        limits = [int(share * config.max_bytes) for share in _shares(list(wanted.values()))]
-        streams = [bounded(stream, limit) for stream, limit in zip(streams, limits)]
-    return chain.from_iterable(streams)
-
-
-def _shares(kinds: Sequence[str | None]) -> list[float]:
-    """Each stream's part of a bound: a tenth for validation splits, the rest for the others."""
-    held_out = sum(kind == "validation" for kind in kinds)
-    others = len(kinds) - held_out
-    reserved = (BOUNDED_VALIDATION if others else 1.0) if held_out else 0.0
-    return [
-        reserved / held_out if kind == "validation" else (1.0 - reserved) / others for kind in kinds
+    if config.max_bytes is None:
+        return chain.from_iterable(streams)
+    kinds = list(wanted.values())
+    held_out = kinds.count("validation")
+    reserved = int(config.max_bytes * config.validation_share) if held_out else 0
+    limits = [
+        reserved // held_out
+        if kind == "validation"
+        else (config.max_bytes - reserved) // (len(kinds) - held_out)
+        for kind in kinds
     ]
+    shares = [config.validation_share if kind is None else None for kind in kinds]
+    return chain.from_iterable(
+        bounded(stream, limit, validation_share=share)
+        for stream, limit, share in zip(streams, limits, shares)
+    )
 
 
 def _split_documents(

@@ -125,13 +125,13 @@ def write_meta(folder: Path, identity: str, domains: Sequence[str], wide: bool) 
 def open_store(folder: Path, identity: str, tokenizer: TextTokenizer) -> Corpus | None:
     """Memory-map the store of ``identity``; ``None`` where it or part of a file is missing."""
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta: Any = json.loads((folder / META).read_text(encoding="utf-8"))
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != META}
     except (OSError, ValueError):
         return None
-    if (meta.get("format"), meta.get("identity")) != (FORMAT, identity):
+    if not isinstance(meta, dict) or meta.get("files") != sizes:
         return None
-    if meta.get("files") != sizes:
+    if (meta.get("format"), meta.get("identity")) != (FORMAT, identity):
         return None
     train, validation = (
         _open_split(folder, split, meta["type"], tokenizer.end_of_text) for split in SPLITS

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pellucid.core.errors import ConfigError
 from pellucid.pools import PoolConfig
+from pellucid.pools.pool import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,17 @@ class TransformerConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        check_positive(
+            self,
+            "width",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "vocab_size",
+            "context",
+            "tied_mlp_width",
+        )
         if self.heads % self.kv_heads:
             raise ConfigError(
                 f"kv_heads: expected a divisor of heads = {self.heads}, found {self.kv_heads}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pellucid.core.host import Edit, Trace
 from pellucid.core.unit import Site
 from pellucid.models.config import TransformerConfig
+from pellucid.models.evaluation import evaluating
 from pellucid.models.hooks import run_hooked, site_width
 from pellucid.nn.attention import Attention, Remember
 from pellucid.nn.norm import RMSNorm
@@ -169,7 +170,8 @@ class Transformer(nn.Module):
         edits: Sequence[Edit] = (),
         keep: Collection[Site] = (),
     ) -> Trace:
-        return run_hooked(self, lambda: self(tokens), edits=edits, keep=keep)
+        with evaluating(self):
+            return run_hooked(self, lambda: self(tokens), edits=edits, keep=keep)
 
 
 def positions(tokens: Int[Tensor, "B T"], start: int = 0) -> Int[Tensor, "B T"]:

@@ -132,7 +132,7 @@ class _Neurons(Pool):
         if unit is not None:
             index, gate, act = unit, gate[..., unit], act[..., unit]
         code = Code(index.expand(act.shape), gate, act)
-        return keep_largest(code, self.writes.norm(dim=-1)[code.unit], limit)
+        return keep_largest(code, self.writes, limit)
 
 
 class Dense(_Neurons):

@@ -54,6 +54,7 @@ from pellucid.pools.shared import SinkUnit
 # Threshold selections keep at most this many times k candidates per token, the strongest ones.
 CAPACITY = 8
 THRESHOLD_DECAY = 0.999
+SMALL_THRESHOLD = 1e-3  # where jumprelu's θ stands until it is settled on Gaussian rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class HierarchyConfig:
 
     ``balance`` acts by a loss (``balance_weight``), by a selection bias (``bias_rate``), or not at
     all; ``router_z_weight`` weighs the z-loss. ``shared`` adds a sink unit or the model's tied MLP.
+    ``jump_threshold`` is the first θ of jumprelu, by default the one that k units pass.
     """
 
     kind: Literal["pools"] = "pools"
@@ -81,7 +83,7 @@ class HierarchyConfig:
     unit_balance: float = 0.0
     unit_balance_steps: int = 1000
     jump_width: float = 0.05
-    jump_threshold: float = 0.01
+    jump_threshold: float | None = None
     l0_weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -96,6 +98,14 @@ class HierarchyConfig:
             raise ConfigError(
                 f"k: expected at most open_pools · slots = {readable}, found {self.k}; "
                 "lower k or open more pools"
+            )
+        if self.unit_balance and self.select != "topk":
+            raise ConfigError(
+                f"unit_balance: acts with select topk only, found {self.select}; set it to 0"
+            )
+        if self.jump_threshold is not None and self.jump_threshold <= 0:
+            raise ConfigError(
+                f"jump_threshold: expected a positive number, found {self.jump_threshold}"
             )
         if self.open_pools == 1 < self.pools and self.gate in ("renorm", "softmax_of_p"):
             raise ConfigError(
@@ -118,6 +128,9 @@ class HierarchyConfig:
         self, *, name: str, width: int, output_rms: float, tied: nn.Module | None = None
     ) -> "Hierarchy":
         pool = Hierarchy(self, name, width, tied)
+        pool.eval()
+        pool.settle_threshold()
+        pool.train()
         calibrate(pool, output_rms)
         return pool
 
@@ -169,7 +182,7 @@ class Hierarchy(Pool):
         self.bias = nn.Parameter(torch.zeros(width))
         self.scaling = nn.Parameter(torch.zeros(config.pools)) if config.pool_scaling else None
         jumps = config.select == "jumprelu"
-        start = torch.full(shape, config.jump_threshold).log()
+        start = torch.full(shape, config.jump_threshold or SMALL_THRESHOLD).log()
         self.log_threshold = nn.Parameter(start) if jumps else None
         self.sink = SinkUnit(self.spec) if config.shared == "sink_unit" else None
         # The tied MLP belongs to the model, which registers it once; a list hides it from here.
@@ -221,7 +234,7 @@ class Hierarchy(Pool):
             gate = named_gates(code, unit, self.spec.num_units)
             act = F.relu(F.linear(rows, self.read(unit), self.read_bias.flatten()[unit]))
             code = Code(unit.expand(act.shape), gate.to(act.dtype), act)
-        code = keep_largest(code, self.writes.norm(dim=-1)[code.unit], limit)
+        code = keep_largest(code, self.writes, limit)
         shape = (*x.shape[:-1], code.unit.shape[-1])
         return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 
@@ -257,6 +270,22 @@ class Hierarchy(Pool):
             self.unit_bias.copy_(moved.clamp(-cap, cap).view_as(self.unit_bias))
         self.pool_load.zero_()
         self.unit_load.zero_()
+
+    @torch.no_grad()
+    def settle_threshold(self, *, rows: int = 4096) -> None:
+        """Start θ where k units of a Gaussian row pass it; weights on the meta device are left."""
+        config = self.config
+        given = config.select == "jumprelu" and config.jump_threshold is not None
+        if config.select == "topk" or given or self.router.is_meta:
+            return
+        x = torch.randn(rows, self.spec.d_in, dtype=self.reads.dtype, device=self.reads.device)
+        logits, pool = self._route(x)
+        _, strength = self._compete(x, pool, self._pool_gate(logits, pool))
+        start = batch_threshold(strength, config.k)
+        if self.log_threshold is None:
+            self.threshold.copy_(start)
+        else:
+            self.log_threshold.fill_(start.log())
 
     def _reads(self) -> Float[Tensor, "P n d"]:
         if self.scaling is None:
@@ -313,12 +342,13 @@ class Hierarchy(Pool):
         if self.config.select == "topk":
             return (strength > 0).to(strength.dtype)
         if self.log_threshold is not None:
-            threshold = self.log_threshold.exp().flatten()[unit]
+            threshold = self.log_threshold.flatten()[unit].exp()
             return step(strength, threshold, self.config.jump_width)
         threshold = self.threshold
         if self.training:
             threshold = batch_threshold(strength.detach(), self.config.k)
-            decay = THRESHOLD_DECAY if self.threshold > 0 else 0.0
+            # A plain mean at first, so that where θ was settled is soon forgotten.
+            decay = min(THRESHOLD_DECAY, 1 - 1 / (int(self.steps) + 1))
             self.threshold.copy_(decay * self.threshold + (1 - decay) * threshold)
             return (strength >= threshold.clamp_min(1e-30)).to(strength.dtype)
         return (strength > threshold).to(strength.dtype)
@@ -347,7 +377,7 @@ class Hierarchy(Pool):
             if config.router_z_weight:
                 parts["router_z"] = config.router_z_weight * z_loss(logits)
         if self.log_threshold is not None:
-            threshold = self.log_threshold.exp().flatten()[code.unit]
+            threshold = self.log_threshold.flatten()[code.unit].exp()
             l0 = step(strength, threshold, config.jump_width).sum(-1).mean()
             parts["l0"] = config.l0_weight * (l0 / config.k - 1).square()
         return parts

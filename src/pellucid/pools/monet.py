@@ -29,7 +29,7 @@ from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
 from pellucid.pools.merge import merge_repeats
 from pellucid.pools.monet_router import MonetRouter, Routing, Rule, ambiguity, uniformity
-from pellucid.pools.pool import Pool, check_exclusive, check_positive, keep_largest, pool_spec
+from pellucid.pools.pool import Pool, check_exclusive, check_positive, pool_spec, take_largest
 from pellucid.pools.product_keys import check_choice
 
 ENUMERABLE = 1 << 16  # units that ``activate`` lists without being asked for some of them
@@ -257,7 +257,7 @@ class MonetPool(Pool):
             code = self._candidates(
                 self._acts(rows[part]), routing.row[part], routing.col[part], kept
             )
-            code = keep_largest(code, self._write_norm(code.unit), limit)
+            code = take_largest(code, self._write_norm(code.unit), limit)
             codes.append(_widen(code, limit))
         return Code(
             torch.cat([code.unit for code in codes]),

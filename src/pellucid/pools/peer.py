@@ -153,7 +153,7 @@ class Peer(Pool):
             act = self._act(F.linear(rows, self.reads[unit]))
             found = Code(index, gate, torch.zeros_like(gate))
             index, gate = unit.expand(act.shape), named_gates(found, unit, self.spec.num_units)
-        code = keep_largest(Code(index, gate, act), self.writes.norm(dim=-1)[index], limit)
+        code = keep_largest(Code(index, gate, act), self.writes, limit)
         shape = (*x.shape[:-1], code.unit.shape[-1])
         return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 

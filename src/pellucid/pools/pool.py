@@ -97,9 +97,19 @@ def check_exclusive(unit: Tensor | None, limit: int | None) -> None:
         raise ValueError("activate takes unit= or limit=, not both; name units or bound them")
 
 
-def keep_largest(code: Code, write_norm: Float[Tensor, "*batch k"], limit: int | None) -> Code:
-    """The ``limit`` entries of each row with the largest |value|·‖write‖, or all for ``None``."""
+def keep_largest(code: Code, table: Float[Tensor, "N d"], limit: int | None) -> Code:
+    """The ``limit`` entries of each row with the largest |value|·‖write‖, or all for ``None``.
+
+    ``table`` holds the write rows.
+    """
     if limit is None or limit >= code.unit.shape[-1]:
+        return code
+    return take_largest(code, table.norm(dim=-1)[code.unit], limit)
+
+
+def take_largest(code: Code, write_norm: Float[Tensor, "*batch k"], limit: int) -> Code:
+    """The same with each entry's ‖write‖ given."""
+    if limit >= code.unit.shape[-1]:
         return code
     top = (code.value.abs() * write_norm).topk(limit, dim=-1).indices
     return Code(code.unit.gather(-1, top), code.gate.gather(-1, top), code.act.gather(-1, top))

@@ -171,7 +171,7 @@ class PooledPeer(Pool):
             act = F.gelu(F.linear(rows, self.read(unit)))
             gate = named_gates(code, unit, self.spec.num_units)
             code = Code(unit.expand(act.shape), gate, act)
-        code = keep_largest(code, self.writes.norm(dim=-1)[code.unit], limit)
+        code = keep_largest(code, self.writes, limit)
         shape = (*x.shape[:-1], code.unit.shape[-1])
         return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 

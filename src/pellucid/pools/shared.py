@@ -19,7 +19,7 @@ from pellucid.pools.pool import Pool, check_exclusive
 
 
 class TiedMLP(nn.Module):
-    """gelu(U x) V with ``hidden`` neurons and no biases, owned by the model, used by every layer."""
+    """gelu(U x) V with ``hidden`` neurons, no biases: the model's own, used by every layer."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

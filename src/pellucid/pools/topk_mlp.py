@@ -108,7 +108,7 @@ class TopKMLP(Pool):
         check_exclusive(unit, limit)
         code = self._code(x)
         if unit is None:
-            return keep_largest(code, self.writes.norm(dim=-1)[code.unit], limit)
+            return keep_largest(code, self.writes, limit)
         gate = named_gates(code, unit, self.spec.num_units)
         act = F.relu(F.linear(x, self.reads[unit], self.read_bias[unit]))
         return Code(unit.expand(act.shape), gate.to(act.dtype), act)

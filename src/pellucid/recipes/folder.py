@@ -106,7 +106,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line, parse_int=float) for line in lines if line.endswith("\n")]
 
 
 def summarise(run: Path) -> RunSummary:

@@ -64,7 +64,10 @@ def language_report(
     title: str = "Pools and their dense twin",
     facts: Sequence[tuple[str, str]] = (),
 ) -> Page:
-    """The page about ``arms``; the last one is what the others are compared with."""
+    """The page about ``arms``, trained on the same batches in the same order.
+
+    The last arm is what the others are compared with.
+    """
     sections = [_summary(arms), _curves(arms), _domains(arms)]
     for arm in arms:
         if arm.activity:
@@ -94,12 +97,13 @@ def _summary(arms: Sequence[ArmReport]) -> Section:
         (
             arm.name,
             f"{arm.bpb:.3f}",
-            "" if arm is base else _percent(arm.bpb / base.bpb - 1),
+            *([] if len(arms) == 1 else [_against(arm, base)]),
             *(arm.facts.get(name, "") for name in names),
         )
         for arm in arms
     )
-    columns = ("arm", "bits per byte", f"against {base.name}", *names)
+    against = [] if len(arms) == 1 else [f"against {base.name}"]
+    columns = ("arm", "bits per byte", *against, *names)
     table = Table(caption="The arms at the end of training", columns=columns, rows=rows)
     return Section(title="Summary", intro=(), blocks=(table,))
 
@@ -313,6 +317,10 @@ def _figures(found: AgainstNull) -> tuple[str, str, str]:
 
 def _beside(found: AgainstNull) -> str:
     return f"{found.value:.3f} (null {found.null_mean:.3f} ± {found.null_std:.4f})"
+
+
+def _against(arm: ArmReport, base: ArmReport) -> str:
+    return "" if arm is base else _percent(arm.bpb / base.bpb - 1)
 
 
 def _percent(share: float) -> str:

@@ -109,6 +109,9 @@ def train_language(
     else:
         prepared.corpus.tokenizer.save(run)
         (run / "metrics.jsonl").unlink(missing_ok=True)
+    stored, record = read_run(run)
+    if stored != config:
+        write_run(run, config, recipe=record["recipe"], command=record["command"])
     loop = _loop(prepared, model, optimizer, device)
     save = partial(_save, run, prepared, model, optimizer)
     if start == config.steps:
@@ -294,9 +297,6 @@ def _resume(
     # Nothing is changed on disk until here, where it is known that the run can go on.
     if name is not None:
         go_back(run, name)
-    stored, record = read_run(run)
-    if stored != prepared.config:
-        write_run(run, prepared.config, recipe=record["recipe"], command=record["command"])
     metrics = run / "metrics.jsonl"
     if metrics.exists():
         # Lines written after the checkpoint belong to steps that will be repeated.

@@ -21,6 +21,7 @@ NUM_COLOURS = 6
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = ("o", "D", "s", "^", "v", "P")
 INK, MUTED, LINE = "#010203", "#010204", "#010205"
+FEW_POINTS = 24  # up to here a line marks its points, so that a single one shows too
 WIDTH, LINE_HEIGHT = 6.4, 3.3  # inches of 72 points; the page scales them
 
 
@@ -88,6 +89,8 @@ def _draw_lines(axes: "Axes", chart: LineChart) -> None:
             color=_colour(i),
             linestyle=DASHES[i // NUM_COLOURS % len(DASHES)],
             linewidth=1.8,
+            marker="o" if len(series.x) <= FEW_POINTS else "",
+            markersize=3.5,
             solid_capstyle="round",
             label=series.name,
         )

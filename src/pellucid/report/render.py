@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NUMBER = re.compile(r"[-+−±]?[\d.,]+(e[-+]?\d+)?\s*(%|[kMG])?( ?[±(].*)?|[–—-]?|∞")
+MAX_DOMAINS = 8  # lines of a unit's domain bars
 HOT = 0.6  # above this strength a cell's text turns to the colour that reads on it
 
 
@@ -85,7 +86,8 @@ def _render_block(environment: "Environment", block: Block, keys: "Iterator[str]
             return fill("heatmap.html", **_heat(block))
         case UnitCard():
             contexts = [(context, shade(context)) for context in block.record.contexts]
-            return fill("unit.html", contexts=contexts, visible=visible)
+            domains = _leading(block.record.domains)
+            return fill("unit.html", contexts=contexts, domains=domains, visible=visible)
         case Note():
             return fill("note.html")
         case Row():
@@ -98,6 +100,14 @@ def _numeric_columns(table: Table) -> list[bool]:
         column > 0 and all(NUMBER.fullmatch(row[column].strip()) for row in table.rows)
         for column in range(len(table.columns))
     ]
+
+
+def _leading(shares: tuple[tuple[str, float], ...]) -> list[tuple[str, float]]:
+    """The first shares and the sum of the others, if there are too many to list."""
+    if len(shares) <= MAX_DOMAINS:
+        return list(shares)
+    listed, others = shares[: MAX_DOMAINS - 1], shares[MAX_DOMAINS - 1 :]
+    return [*listed, (f"{len(others)} others", sum(share for _, share in others))]
 
 
 def _heat(block: HeatMap) -> dict[str, object]:
