@@ -38,7 +38,8 @@ def order_of(split: Split, epoch: int, seed: int) -> list[int]:
     """The documents in the order in which one epoch starts them."""
     total = len(split.tokens) + split.num_documents
     order = TrainOrder(split, context=1, batch_size=1, seed=seed)
-    starts = [order.batch(epoch * total + place) for place in range(total)]
+    rows = sorted(range(epoch * total, (epoch + 1) * total), key=order.place)
+    starts = [order.batch(row) for row in rows]
     return [int(batch.document) for batch in starts if int(batch.tokens) == 0]
 
 
@@ -65,11 +66,40 @@ def test_one_document_by_hand(make_split: MakeSplit) -> None:
 
 
 def test_the_end_of_text_belongs_to_the_document_it_starts(make_split: MakeSplit) -> None:
-    batch = TrainOrder(make_split([[1], [1]]), context=3, batch_size=1, seed=3).batch(0)
+    order = TrainOrder(make_split([[1], [1]]), context=3, batch_size=1, seed=3)
+    assert order.round_windows == 1
+    batch = order.batch(0)
     one, two = order_of(make_split([[1], [1]]), 0, 3)
     assert batch.tokens.tolist() == [[0, 1, 0]]
     assert batch.document.tolist() == [[one, one, two]]
     assert {one, two} == {0, 1}
+
+
+def in_stream_order(
+    order: TrainOrder, windows: int, batch_size: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Inputs, targets and owners of whole rounds of at least ``windows`` rows, unshuffled."""
+    rounds = -(-windows // order.round_windows)
+    count = rounds * order.round_windows
+    batches = [order.batch(step) for step in range(-(-count // batch_size))]
+    rows = sorted(range(count), key=order.place)
+    assert [order.place(row) for row in rows] == list(range(count))
+    parts = (
+        [b.tokens for b in batches],
+        [b.targets for b in batches],
+        [b.document for b in batches],
+    )
+    inputs, targets, owners = (torch.cat(part)[rows].flatten().tolist() for part in parts)
+    return inputs, targets, owners
+
+
+def test_neighbouring_rows_are_not_neighbouring_windows(make_split: MakeSplit) -> None:
+    """Of 200 shuffled windows about one pair in 200 is still in sequence; 10 would be no shuffle."""
+    order = TrainOrder(make_split([[1] * 999]), context=5, batch_size=1, seed=0)
+    places = [order.place(row) for row in range(order.round_windows)]
+    assert order.round_windows == 200
+    assert sum(b == a + 1 for a, b in zip(places, places[1:])) < 10
+    assert places != [order.place(row) - 200 for row in range(200, 400)]
 
 
 @given(DOCUMENTS, st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
@@ -80,17 +110,14 @@ def test_an_epoch_is_each_token_once(
     batch_size: int,
     seed: int,
 ) -> None:
-    """The inputs of all rows, one after another, are the epochs' permuted documents, end to end."""
+    """The inputs of all windows, in order, are the epochs' permuted documents, end to end."""
     split = make_split(documents)
     total = sum(map(len, documents)) + len(documents)
     if total < context + 1:
         return
     order = TrainOrder(split, context=context, batch_size=batch_size, seed=seed)
     assert order.epoch_tokens == total
-    steps = -(-3 * total // (context * batch_size))
-    batches = [order.batch(step) for step in range(steps)]
-    inputs = [token for batch in batches for token in batch.tokens.flatten().tolist()]
-    owners = [owner for batch in batches for owner in batch.document.flatten().tolist()]
+    inputs, _, owners = in_stream_order(order, -(-3 * total // context), batch_size)
     for epoch in range(3):
         part = slice(epoch * total, (epoch + 1) * total)
         starts = [owner for token, owner in zip(inputs[part], owners[part]) if token == 0]
@@ -107,15 +134,13 @@ def test_targets_are_the_inputs_shifted(
     batch_size: int,
     seed: int,
 ) -> None:
-    """The target of each position is the input of the next, across rows and batches."""
+    """The target of each position is the input of the next, across windows."""
     split = make_split(documents)
     if sum(map(len, documents)) + len(documents) < context + 1:
         return
     order = TrainOrder(split, context=context, batch_size=batch_size, seed=seed)
-    batches = [order.batch(step) for step in range(4)]
-    inputs = torch.cat([batch.tokens.flatten() for batch in batches])
-    targets = torch.cat([batch.targets.flatten() for batch in batches])
-    assert torch.equal(targets[:-1], inputs[1:])
+    inputs, targets, _ = in_stream_order(order, 7, batch_size)
+    assert targets[:-1] == inputs[1:]
 
 
 @given(st.permutations(range(12)), st.integers(0, 99))

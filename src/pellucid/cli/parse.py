@@ -101,4 +101,5 @@ def _first_line(text: str) -> str:
     end = next(
         (i for i, line in enumerate(body) if line.startswith(("Argument helptext", "For full"))), 1
     )
-    return " ".join(" ".join(body[: max(end, 1)]).split()) or "the arguments cannot be read"
+    told = " ".join(" ".join(body[: max(end, 1)]).split()).partition(" Got errors:")[0]
+    return told or "the arguments cannot be read"

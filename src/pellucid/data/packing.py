@@ -2,8 +2,9 @@
 
 Documents follow one another as [end_of_text, tokens...]. Training cuts that sequence, epoch after
 epoch in a fresh permutation, into windows of context + 1 tokens at stride context: inputs and
-their successors. Every position is an input exactly once an epoch, across epochs too. Evaluation
-runs through whole documents of one domain at a time, so that
+their successors. Every position is an input exactly once an epoch, across epochs too, and windows
+are taken in rounds, each about an epoch long and shuffled. Evaluation runs through whole documents
+of one domain at a time, so that
 
     bits per byte = Σ nats / (ln 2 · Σ UTF-8 bytes of the scored documents)
 
@@ -100,6 +101,8 @@ class TrainOrder:
         self._seed = seed
         self._epochs: dict[int, DocumentStream] = {}
         self.epoch_tokens = len(split.tokens) + split.num_documents
+        self.round_windows = max(1, self.epoch_tokens // context)
+        self._turn, self._shuffled = -1, np.zeros(0, dtype=np.int64)
         if self.epoch_tokens < context + 1:
             raise DataError(
                 f"context = {context} is longer than the corpus, whose training text has "
@@ -110,12 +113,24 @@ class TrainOrder:
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
         rows = range(step * self._batch_size, (step + 1) * self._batch_size)
-        windows = [self._window(row * self._context) for row in rows]
+        windows = [self._window(self.place(row) * self._context) for row in rows]
         tokens = torch.from_numpy(np.stack([tokens for tokens, _ in windows]))
         document = torch.from_numpy(np.stack([document for _, document in windows]))
         return Batch(
             tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), document[:, :-1].contiguous()
         )
+
+    def place(self, row: int) -> int:
+        """Which window of the endless stream the row-th row of training reads.
+
+        Every ``round_windows`` rows are a permutation of as many windows, so that the rows of a
+        batch come from different documents and not from one after the other.
+        """
+        turn, place = divmod(row, self.round_windows)
+        if turn != self._turn:
+            generator = np.random.Generator(np.random.PCG64((self._seed, turn, 1)))
+            self._turn, self._shuffled = turn, generator.permutation(self.round_windows)
+        return turn * self.round_windows + int(self._shuffled[place])
 
     def _window(self, first: int) -> tuple[np.ndarray, np.ndarray]:
         parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -129,7 +144,9 @@ class TrainOrder:
 
     def _epoch(self, epoch: int) -> DocumentStream:
         if epoch not in self._epochs:
-            self._epochs = {old: self._epochs[old] for old in self._epochs if old == epoch - 1}
+            # A round of windows lies in two epochs at the most.
+            near = (epoch - 1, epoch + 1)
+            self._epochs = {old: self._epochs[old] for old in self._epochs if old in near}
             generator = np.random.Generator(np.random.PCG64((self._seed, epoch)))
             order = generator.permutation(self._split.num_documents)
             self._epochs[epoch] = DocumentStream(self._split, order)

@@ -28,6 +28,7 @@ from pellucid.train.loop import Progress
 
 ARMS = ("pools", "dense")
 MARK = "demo.txt"  # a folder with this file was made by the demo, which may replace it
+TEXT_BYTES = 8_000_000  # more than an arm reads, and read in seconds
 REPORT_TOKENS = 16_384  # held-out tokens per domain behind the report's figures
 
 
@@ -46,7 +47,7 @@ def demo_config(arm: str, *, source: str, steps: int | None, seed: int) -> Langu
     base = recipe(f"{arm}-demo")
     return replace(
         base,
-        data=replace(base.data, source=source),
+        data=replace(base.data, source=source, max_bytes=TEXT_BYTES),
         steps=base.steps if steps is None else steps,
         seed=seed,
     )
