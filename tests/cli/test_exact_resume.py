@@ -1,12 +1,14 @@
 """A run that is killed and resumed is, bit by bit, the run that was left alone.
 
 Three chains of real processes train the same model on ``.jsonl.zst`` text in bf16 with gradient
-accumulation, documents masked, and a slot with every counter that changes without a gradient:
-``left alone``; ``killed`` five times by SIGKILL at random moments, once before the first
+accumulation, documents masked, and slots with everything that changes without a gradient (balance
+biases, unit balance, a running threshold): ``left alone``; ``killed`` five times by SIGKILL at random moments, once before the first
 checkpoint and once inside a checkpoint's write; ``asked`` to stop by SIGTERM and by SIGINT. The
 chains share the cores, so that the whole costs about six starts of torch.
 """
 
+import contextlib
+import io
 import json
 import random
 import shlex
@@ -17,10 +19,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from pellucid.cli import main
 from pellucid.data.document import DataConfig
 from pellucid.data.packing import prepare
 from pellucid.train.checkpoint import list_checkpoints, load_checkpoint
@@ -59,8 +63,11 @@ PLAN = (
     *("--steps", str(STEPS), "--checkpoint-every", str(EVERY), "--keep-checkpoints", "2"),
     *("--evaluate-every", "8", "--batch", "2", "--accumulate", "2", "--precision", "bf16"),
     *("--data.mask-documents", "--optim.lr", "0.02"),
-    *("--model.ffn.0.select", "batchtopk", "--model.ffn.0.balance", "bias"),
-    *("--model.ffn.0.unit-balance", "0.01", "--model.ffn.0.unit-balance-steps", "15"),
+)
+# What each of the two layers has beyond the recipe's slot.
+SLOTS = (
+    {"select": "batchtopk", "balance": "bias"},
+    {"unit_balance": 0.01, "unit_balance_steps": 15},
 )
 
 
@@ -89,11 +96,24 @@ def moments(seed: int) -> tuple[str, ...]:
     return before_any, after_one, writing, during(11, 15), during(16, 23)
 
 
+def config_of(flags: tuple[str, ...]) -> dict[str, Any]:
+    """The config that the command line resolves, with one slot per layer put in."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["train", "pools-demo", *flags, *PLAN, "--dry-run"]) == 0
+    config = json.loads(printed.getvalue())
+    [slot] = config["model"]["ffn"]
+    config["model"]["ffn"] = [{**slot, **more} for more in SLOTS]
+    return config
+
+
 @pytest.fixture(scope="module")
 def chains(tmp_path_factory, flags, corpus: Path, cache: Path, environment) -> dict[str, Chain]:
     # Tokenised once beforehand, so that the chains do not do it three times over.
     prepare(DataConfig(source=str(corpus), mask_documents=True), vocab_size=300, cache=cache)
     folder = tmp_path_factory.mktemp("exact")
+    source = folder / "config.json"
+    source.write_text(json.dumps(config_of(flags)))
     draw = random.Random(7)
     asked = (f"SIGTERM {draw.randint(2, 9)}.0", f"SIGINT {draw.randint(11, 22)}.1", "")
     found = {
@@ -101,7 +121,7 @@ def chains(tmp_path_factory, flags, corpus: Path, cache: Path, environment) -> d
         "asked": Chain(folder / "asked to stop", asked),
         "left alone": Chain(folder / "alone", ("",)),
     }
-    train = ("train", "pools-demo", *flags, *PLAN)
+    train = ("train", "pools-demo", "--from", str(source))
 
     def work(chain: Chain) -> None:
         args: tuple[str, ...] = (*train, "--run", str(chain.run))
@@ -199,11 +219,11 @@ def test_nothing_half_written_is_left(chains, name: str):
     assert list(chains[name].run.rglob(".*")) == []
 
 
-def test_the_comparison_can_fail(chains, cli: Callable[..., object], tmp_path: Path, flags):
-    # One more step of another seed is enough to be told apart.
-    cli(
-        "train", "pools-demo", *flags, *PLAN, "--seed", "1", "--steps", "1", "--run", tmp_path / "r"
-    )
+def test_the_comparison_can_fail(chains, cli: Callable[..., object], tmp_path: Path):
+    # Another seed is told apart after one step.
+    source = chains["left alone"].run / "run.json"
+    other = ("--seed", "1", "--steps", "1", "--run", tmp_path / "r")
+    cli("train", "pools-demo", "--from", source, *other)
     alone = load_checkpoint(chains["left alone"].run).model
     other = load_checkpoint(tmp_path / "r").model
     assert other.keys() == alone.keys()
