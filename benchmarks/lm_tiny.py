@@ -2,16 +2,19 @@
 
     python -m benchmarks.lm_tiny --data CORPUS                    every arm that has no record yet
     python -m benchmarks.lm_tiny --data CORPUS --arm pools-k12    one arm
+    python -m benchmarks.lm_tiny --data CORPUS --speed            time every recorded arm
 
 All arms share trunk, data order, optimiser, precision and forward FLOPs per token; each arm's free
 size is solved for that budget. Every arm gets the same short learning-rate trials (``--trial``
 steps at each rate of ``RATES``, seed 0), and the best rate on validation text is used. Runs resume
 from their checkpoints, so the command can be stopped and repeated at any time. The validation pass
-behind the figures scores whole documents of every domain.
+behind the figures scores whole documents of every domain. Runs may share a machine; speed is
+therefore timed apart, arm after arm on an idle one.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +37,9 @@ from pellucid.train.checkpoint import write_atomically
 from pellucid.train.evaluate import evaluate
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "lm-tiny.json"
-RATES = (1.5e-3, 3e-3, 6e-3)
+RATES = (3e-3, 6e-3, 1.2e-2)
 WIDTH = 128
+WARM, TIMED = 4, 12  # steps of a timing
 ARMS = {
     "pools-k12": ("pools", 12, 3),
     "dense": ("dense", None, 3),
@@ -64,7 +68,8 @@ def arm_config(arm: str, source: str, seed: int, lr: float, steps: int) -> Langu
         steps=steps,
         seed=seed,
         precision="bf16",
-        evaluate_every=steps if steps < 500 else 200,
+        evaluate_every=steps if steps < 500 else 500,
+        checkpoint_every=200,
     )
 
 
@@ -76,11 +81,15 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--arm", choices=list(ARMS), action="append")
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--trial", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--trial", type=int, default=256)
     parser.add_argument("--validation", type=int, default=16_384, help="tokens per domain")
     parser.add_argument("--runs", type=Path, default=Path("runs/lm-tiny"))
+    parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
+    if args.speed:
+        _record_speeds(args)
+        return
     for arm in args.arm or list(ARMS):
         for seed in args.seed or range(ARMS[arm][2]):
             if not _recorded(arm, seed):
@@ -143,7 +152,6 @@ def _measure(
     scores = evaluate(model, batches, corpus.validation, corpus.domains)
     pools = list(model.pools().values())
     activity = measure_activity(model, pools, batches, corpus.validation, corpus.domains)
-    speeds = [m["time/tokens_per_second"] for m in read_metrics(run)]
     cost = model_cost(config.model)
     revision, dirty = commit()
     return {
@@ -157,7 +165,7 @@ def _measure(
         "val_bpb": scores.bits_per_byte,
         "val_bpb_by_domain": scores.by_domain,
         "val_tokens": scores.tokens,
-        "tokens_per_second": median(speeds),
+        "tokens_per_second": None,
         "params_total": cost.total,
         "params_active": cost.active,
         "forward_flops_per_token": cost.forward,
@@ -173,6 +181,22 @@ def _measure(
         "dirty": dirty,
         "machine": machine(),
     }
+
+
+def _record_speeds(args: argparse.Namespace) -> None:
+    """Median tokens per second of ``TIMED`` training steps after ``WARM`` more, for every arm."""
+    speeds: dict[str, float] = {}
+    for arm in dict.fromkeys(r["arm"] for r in _records()):
+        config = arm_config(arm, args.data, 0, 1e-3, WARM + TIMED)
+        config = replace(config, log_every=1, evaluate_every=WARM + TIMED + 1)
+        run = args.runs / "speed" / arm
+        shutil.rmtree(run, ignore_errors=True)
+        _train(run, config, arm)
+        steps = read_metrics(run)[WARM:]
+        speeds[arm] = median(m["time/tokens_per_second"] for m in steps)
+        say(f"{arm}: {speeds[arm]:,.0f} tokens per second")
+    records = [{**r, "tokens_per_second": speeds[r["arm"]]} for r in _records()]
+    write_atomically(RESULTS, json.dumps(records, indent=1) + "\n")
 
 
 def _layer(activity: PoolActivity) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 Three chains of real processes train the same model on ``.jsonl.zst`` text in bf16 with gradient
 accumulation, documents masked, and slots with everything that changes without a gradient (balance
-biases, unit balance, a running threshold): ``left alone``; ``killed`` five times by SIGKILL at random moments, once before the first
-checkpoint and once inside a checkpoint's write; ``asked`` to stop by SIGTERM and by SIGINT. The
-chains share the cores, so that the whole costs about six starts of torch.
+biases, unit balance, a running threshold): ``left alone``; ``killed`` five times by SIGKILL at
+random moments, once before the first checkpoint and once inside a checkpoint's write; ``asked`` to
+stop by SIGTERM and by SIGINT. The chains share the cores; all cost about six starts of torch.
 """
 
 import contextlib

@@ -127,7 +127,7 @@ def test_a_folder_that_is_no_run(cli, tmp_path: Path):
     ("change", "message"),
     [
         (lambda record: record.update(schema=2), "written in schema 2, this version reads up to 1"),
-        (lambda record: record.pop("config"), "expected a run's record with the field config"),
+        (lambda record: record.pop("config"), "expected a run's record with the fields schema, "),
         (lambda record: record["config"].update(speed=3), "unknown key speed; "),
         (lambda record: record["config"].update(steps="8"), "steps: expected int, found '8'"),
     ],

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
             f"planned again from step {reached}, so the result differs from an uninterrupted run"
         )
         config = replace(config, steps=flags.steps)
-    prepared = prepare_run(config, note_progress())
+    prepared = prepare_run(config, note_progress(), resume=flags.run, checkpoint=flags.checkpoint)
     progress = train_language(
         flags.run, prepared, name=record["recipe"], say=say, checkpoint=flags.checkpoint
     )

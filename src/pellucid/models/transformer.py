@@ -92,8 +92,12 @@ class Transformer(nn.Module):
             self.unembed.weight = self.embed.weight
 
     def _initialise(self) -> None:
-        """Trunk matrices ~ N(0, 0.02²), attention outputs divided by √(2 · layers)."""
-        nn.init.normal_(self.embed.weight, std=0.02)
+        """Trunk matrices ~ N(0, 0.02²), attention outputs divided by √(2 · layers).
+
+        Embeddings ~ N(0, 1 / width): tied, they start logits at unit scale, and a token stays
+        visible in the residual stream beside what the slots write there.
+        """
+        nn.init.normal_(self.embed.weight, std=self.config.width**-0.5)
         nn.init.normal_(self.unembed.weight, std=0.02)
         for block in self.layers():
             for linear in (block.attn.query, block.attn.key, block.attn.value):

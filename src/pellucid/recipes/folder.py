@@ -27,6 +27,7 @@ from pellucid.recipes.language import LanguageRun
 from pellucid.train.checkpoint import step_of, write_atomically
 
 SCHEMA = 1
+FIELDS = ("schema", "kind", "recipe", "command", "config")
 PACKAGES = ("pellucid", "torch", "numpy", "transformers", "tokenizers", "safetensors")
 
 
@@ -89,12 +90,15 @@ def read_run(run: Path) -> tuple[LanguageRun, dict[str, Any]]:
         found = "holds no run.json" if run.exists() else "does not exist"
         raise RunError(f"{run}: not a run: it {found}; list the runs with: pellucid runs FOLDER")
     record = read_json(run / "run.json")
-    if not isinstance(record, dict) or "config" not in record:
-        raise RunError(f"{run / 'run.json'}: expected a run's record with the field config")
-    if record.get("schema", 0) > SCHEMA:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
         raise RunError(
-            f"{run / 'run.json'}: written in schema {record['schema']}, this version reads up to "
+            f"{run / 'run.json'}: written in schema {schema}, this version reads up to "
             f"{SCHEMA}; upgrade pellucid"
+        )
+    if not isinstance(schema, int) or not set(FIELDS) <= record.keys():
+        raise RunError(
+            f"{run / 'run.json'}: expected a run's record with the fields {', '.join(FIELDS)}"
         )
     config = from_dict(LanguageRun, record.pop("config"), where=str(run / "run.json"))
     return config, record

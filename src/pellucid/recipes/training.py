@@ -12,7 +12,8 @@ from torch import Tensor
 from pellucid.core.config import to_dict
 from pellucid.core.errors import ConfigError, RunError
 from pellucid.core.host import Host
-from pellucid.data.packing import Batch, Corpus, TrainOrder, evaluation_batches, prepare
+from pellucid.data.packing import Batch, Corpus, TrainOrder, evaluation_batches, prepare, reopen
+from pellucid.data.tokenizer import load_tokenizer
 from pellucid.models.hf_files import export_pretrained
 from pellucid.models.transformer import Transformer
 from pellucid.recipes.folder import log_event, read_run, write_run
@@ -26,6 +27,7 @@ from pellucid.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     optimizer_tensors,
+    read_state,
     restore,
     save_checkpoint,
     sync,
@@ -55,18 +57,28 @@ class Prepared:
     teacher: Host | None
 
 
-def prepare_run(config: LanguageRun, progress: Callable[[str, int, int], None]) -> Prepared:
+def prepare_run(
+    config: LanguageRun,
+    progress: Callable[[str, int, int], None],
+    *,
+    resume: Path | None = None,
+    checkpoint: str | None = None,
+) -> Prepared:
     """Read, tokenise and check the data; nothing is written outside the cache folder.
 
     The vocabulary of a loaded tokenizer replaces the preset's. Whatever the machine or the teacher
-    cannot do is an error here, before a run folder is made or replaced.
+    cannot do is an error here, before a run folder is made or replaced. A run that is resumed,
+    from ``checkpoint`` or its newest, finds its tokens in the cache again, whatever has become of
+    their source.
     """
     device = pick_device(config.device)
     if config.track is not None:
         check_tracker(config.track)
-    corpus = prepare(
-        config.data, vocab_size=config.model.vocab_size, cache=cache_folder(), progress=progress
-    )
+    corpus = None if resume is None else _trained_on(resume, checkpoint)
+    if corpus is None:
+        corpus = prepare(
+            config.data, vocab_size=config.model.vocab_size, cache=cache_folder(), progress=progress
+        )
     vocab = corpus.tokenizer.vocab_size
     if config.data.tokenizer == "train":
         vocab = max(vocab, config.model.vocab_size)
@@ -141,6 +153,13 @@ def cache_folder() -> Path:
     if "PELLUCID_CACHE" in os.environ:
         return Path(os.environ["PELLUCID_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pellucid"
+
+
+def _trained_on(run: Path, checkpoint: str | None) -> Corpus | None:
+    """The tokenised text behind a run's checkpoint, where the cache still holds it."""
+    if not list_checkpoints(run):
+        return None
+    return reopen(cache_folder(), read_state(run, checkpoint)["corpus"], load_tokenizer(run))
 
 
 def _with_vocab(config: LanguageRun, vocab: int) -> LanguageRun:

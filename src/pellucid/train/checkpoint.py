@@ -86,14 +86,15 @@ def load_checkpoint(run: Path, name: str | None = None) -> Checkpoint:
     Errors: a ``CheckpointError`` naming the file for a missing, truncated or altered file, a newer
     format, or a pickle; it offers the newest of the earlier checkpoints that is whole.
     """
-    folder = _folder(run, name)
-    try:
-        state = _verify(folder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_offer(run, folder)}") from None
+    folder, state = _verified(run, name)
     return Checkpoint(
         model=load_file(folder / MODEL), optimizer=load_file(folder / OPTIMIZER), state=state
     )
+
+
+def read_state(run: Path, name: str | None = None) -> Mapping[str, Any]:
+    """The JSON state of one checkpoint, verified like the whole; errors as ``load_checkpoint``."""
+    return _verified(run, name)[1]
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -213,6 +214,14 @@ def _folder(run: Path, name: str | None) -> Path:
     named = latest.read_text(errors="replace").strip() if latest.exists() else ""
     marked = run / "checkpoints" / named
     return marked if marked in found else found[-1]
+
+
+def _verified(run: Path, name: str | None) -> tuple[Path, dict[str, Any]]:
+    folder = _folder(run, name)
+    try:
+        return folder, _verify(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_offer(run, folder)}") from None
 
 
 def _verify(folder: Path) -> dict[str, Any]:
