@@ -1,0 +1,76 @@
+"""The demonstration end to end: both arms, the summary, one page; and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pellucid.recipes import demo
+from pellucid.recipes.demo import ARMS, MARK, clear_demo, demo_config
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The demo's own preset with fewer held-out tokens, so that a test takes seconds."""
+    monkeypatch.setattr(demo, "REPORT_TOKENS", 200)
+
+
+def test_the_arms_differ_in_their_slot_alone():
+    pools, dense = (demo_config(arm, source="embedded", steps=None, seed=3) for arm in ARMS)
+    assert pools.seed == dense.seed == 3
+    assert pools.model.slot(0).kind == "pools"
+    assert dense.model.slot(0).kind == "dense"
+    for field in ("data", "optim", "schedule", "steps", "batch", "accumulate", "precision"):
+        assert getattr(pools, field) == getattr(dense, field), field
+    # 2·d·(P + e·n + k) = 4·d·f at width 128: f = (64 + 8·128 + 12) / 2.
+    assert dense.model.slot(0).free_size == 550
+    assert 900_000 <= pools.steps * pools.tokens_per_step <= 2_000_000
+
+
+def test_demo(cli, corpus, tmp_path, small):
+    folder = tmp_path / "demo"
+    answer = cli("demo", "--data", corpus, "--steps", 3, "--run", folder)
+    assert answer.code == 0, answer.err
+    page = folder / "report.html"
+    assert answer.out.endswith(f"report: {page}\n")
+    for arm in ARMS:
+        assert re.search(rf"^{arm} +\d\.\d\d\d", answer.out, re.MULTILINE), answer.out
+        lines = (folder / arm / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["step"] == 3
+        assert (folder / arm / "model.safetensors").is_file()
+    html = page.read_text(encoding="utf-8")
+    for said in ("Validation bits per byte by domain", "given the token", "permuted", *("code",)):
+        assert said in html, said
+    # Self-contained: nothing is fetched.
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", html)
+    assert "<script src" not in html
+    assert "@import" not in html
+
+    before = page.stat().st_mtime_ns
+    again = cli("demo", "--data", corpus, "--steps", 2, "--run", folder)
+    assert again.code == 0, again.err
+    assert page.stat().st_mtime_ns > before
+    assert json.loads((folder / "pools" / "run.json").read_text())["config"]["steps"] == 2
+
+
+def test_a_folder_of_something_else_is_left_alone(cli, corpus, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    answer = cli("demo", "--data", corpus, "--steps", 2, "--run", tmp_path)
+    assert answer.error == f"{tmp_path}: holds something that is not a demo; choose another --run"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_missing_text_leaves_the_last_demo(cli, tmp_path):
+    clear_demo(tmp_path / "demo")
+    answer = cli("demo", "--data", tmp_path / "nowhere", "--run", tmp_path / "demo")
+    assert "nowhere" in answer.error
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [MARK]
+
+
+def test_clear_demo_makes_and_replaces(tmp_path: Path):
+    folder = tmp_path / "a" / "b"
+    clear_demo(folder)
+    (folder / "old").write_text("")
+    clear_demo(folder)
+    assert [path.name for path in folder.iterdir()] == [MARK]
