@@ -155,9 +155,8 @@ CLOSED_CONFIGS = {
     for name, more in {
         f"{select}-{balance}": {},
         f"{select}-{balance}-scaled": {"pool_scaling": True, "shared": "sink_unit"},
-        f"{select}-{balance}-revived": {"unit_balance": 0.1},
     }.items()
-}
+} | {f"{b}-revived": replace(HIERARCHY, balance=b, unit_balance=0.1) for b in ("loss", "bias")}
 
 
 @pytest.mark.parametrize("training", [False, True])

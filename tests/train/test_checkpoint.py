@@ -10,6 +10,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,14 @@ def left_behind(run: Path) -> list[str]:
 
 
 def decoder(**changes: object) -> Transformer:
-    pool = HierarchyConfig(
-        pools=5, slots=7, open_pools=3, k=4, balance="bias", unit_balance=0.1, select="batchtopk"
+    """Two layers with every buffer that changes without a gradient."""
+    pool = HierarchyConfig(pools=5, slots=7, open_pools=3, k=4)
+    slots = (
+        replace(pool, select="batchtopk", balance="bias"),
+        replace(pool, unit_balance=0.1, unit_balance_steps=5),
     )
     shape = {"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8}
-    return Transformer(TransformerConfig(**shape, vocab_size=32, context=8, ffn=(pool,), **changes))
+    return Transformer(TransformerConfig(**shape, vocab_size=32, context=8, ffn=slots, **changes))
 
 
 class Training:

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from pellucid.core.cost import Cost
 from pellucid.core.unit import Code
 from pellucid.pools.pool import (
-    Pool,
+    TablePool,
     calibrate,
     check_exclusive,
     check_positive,
-    decode_rows,
     keep_largest,
     pool_spec,
 )
@@ -97,7 +96,7 @@ class SwiGLUConfig:
         return Cost(total=params, active=params, forward=forward, training=3 * forward)
 
 
-class _Neurons(Pool):
+class _Neurons(TablePool):
     """What both dense slots share: a read table, a write table, and all units always on."""
 
     def __init__(self, hidden: int, name: str, width: int) -> None:
@@ -107,15 +106,6 @@ class _Neurons(Pool):
 
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
-
-    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
-        return self.writes[unit]
-
-    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
-        return decode_rows(code, self.writes)
-
-    def write_tables(self) -> tuple[nn.Parameter, ...]:
-        return (self.writes,)
 
     def after_step(self) -> None:
         """Nothing changes between steps."""

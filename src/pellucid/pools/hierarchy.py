@@ -40,7 +40,7 @@ from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.select import batch_threshold, step
 from pellucid.ops.sparse_decode import sparse_read
 from pellucid.pools.pool import (
-    Pool,
+    TablePool,
     calibrate,
     check_exclusive,
     check_positive,
@@ -155,7 +155,7 @@ class HierarchyConfig:
         )
 
 
-class Hierarchy(Pool):
+class Hierarchy(TablePool):
     """A router over pools, and inside the open pools a competition of self-gated units."""
 
     router_bias: Tensor
@@ -212,9 +212,6 @@ class Hierarchy(Pool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self._reads().flatten(0, 1)[unit]
 
-    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
-        return self.writes[unit]
-
     def key(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         """The router direction of each unit's pool."""
         return self.router[torch.div(unit, self.config.slots, rounding_mode="floor")]
@@ -238,9 +235,6 @@ class Hierarchy(Pool):
         shape = (*x.shape[:-1], code.unit.shape[-1])
         return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 
-    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
-        return decode_rows(code, self.writes)
-
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         rest = self.bias.expand_as(x)
         for tied in self._tied:
@@ -251,9 +245,6 @@ class Hierarchy(Pool):
     def unit_tables(self) -> tuple[nn.Parameter, ...]:
         thresholds = () if self.log_threshold is None else (self.log_threshold,)
         return self.reads, self.read_bias, self.writes, *thresholds
-
-    def write_tables(self) -> tuple[nn.Parameter, ...]:
-        return (self.writes,)
 
     @torch.no_grad()
     def after_step(self) -> None:

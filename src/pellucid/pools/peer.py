@@ -27,11 +27,10 @@ from pellucid.core.unit import Code
 from pellucid.ops.sparse_decode import sparse_decode, sparse_read
 from pellucid.pools.merge import merge_repeats
 from pellucid.pools.pool import (
-    Pool,
+    TablePool,
     calibrate,
     check_exclusive,
     check_positive,
-    decode_rows,
     keep_largest,
     named_gates,
     pool_spec,
@@ -102,7 +101,7 @@ class PeerConfig:
         )
 
 
-class Peer(Pool):
+class Peer(TablePool):
     """Product keys over a table of one-neuron experts; nothing is written outside the units."""
 
     def __init__(self, config: PeerConfig, name: str, width: int) -> None:
@@ -133,9 +132,6 @@ class Peer(Pool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
 
-    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
-        return self.writes[unit]
-
     def activate(
         self,
         x: Float[Tensor, "*batch d"],
@@ -157,17 +153,11 @@ class Peer(Pool):
         shape = (*x.shape[:-1], code.unit.shape[-1])
         return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 
-    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
-        return decode_rows(code, self.writes)
-
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)
 
     def unit_tables(self) -> tuple[nn.Parameter, ...]:
         return self.reads, self.writes
-
-    def write_tables(self) -> tuple[nn.Parameter, ...]:
-        return (self.writes,)
 
     def after_step(self) -> None:
         """Nothing changes between steps."""

@@ -71,6 +71,21 @@ class Pool(nn.Module, ABC):
         return self.forward_with_parts(x)[0]
 
 
+class TablePool(Pool):
+    """A pool whose unit j writes row j of one table, ``writes`` [N, d], that the subclass makes."""
+
+    writes: nn.Parameter
+
+    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
+        return self.writes[unit]
+
+    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
+        return decode_rows(code, self.writes)
+
+    def write_tables(self) -> tuple[nn.Parameter, ...]:
+        return (self.writes,)
+
+
 def pool_spec(name: str, width: int, *axes: tuple[str, int]) -> PoolSpec:
     """The spec of a native pool: module ``name`` read at its input and written at its output."""
     return PoolSpec(

@@ -28,7 +28,7 @@ from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.sparse_decode import sparse_read
 from pellucid.pools.merge import first_of_each, merge_repeats
 from pellucid.pools.pool import (
-    Pool,
+    TablePool,
     calibrate,
     check_exclusive,
     check_positive,
@@ -124,7 +124,7 @@ class PooledPeerConfig:
         )
 
 
-class PooledPeer(Pool):
+class PooledPeer(TablePool):
     """Product keys open pools; inside them the k strongest units speak. ``rest`` is 0."""
 
     def __init__(self, config: PooledPeerConfig, name: str, width: int) -> None:
@@ -154,9 +154,6 @@ class PooledPeer(Pool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads.flatten(0, 1)[unit]
 
-    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
-        return self.writes[unit]
-
     def activate(
         self,
         x: Float[Tensor, "*batch d"],
@@ -175,17 +172,11 @@ class PooledPeer(Pool):
         shape = (*x.shape[:-1], code.unit.shape[-1])
         return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 
-    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
-        return decode_rows(code, self.writes)
-
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)
 
     def unit_tables(self) -> tuple[nn.Parameter, ...]:
         return self.reads, self.writes
-
-    def write_tables(self) -> tuple[nn.Parameter, ...]:
-        return (self.writes,)
 
     def after_step(self) -> None:
         """Nothing changes between steps."""

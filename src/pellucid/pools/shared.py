@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pellucid.core.unit import Code, PoolSpec
-from pellucid.pools.pool import Pool, check_exclusive
+from pellucid.pools.pool import TablePool, check_exclusive
 
 
 class TiedMLP(nn.Module):
@@ -30,7 +30,7 @@ class TiedMLP(nn.Module):
         return F.linear(F.gelu(F.linear(x, self.up)), self.down.t())
 
 
-class SinkUnit(Pool):
+class SinkUnit(TablePool):
     """A pool of one unit, always allowed to speak, on the sites of the pool it accompanies."""
 
     def __init__(self, beside: PoolSpec) -> None:
@@ -55,9 +55,6 @@ class SinkUnit(Pool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
 
-    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
-        return self.writes[unit]
-
     def activate(
         self,
         x: Float[Tensor, "*batch d"],
@@ -71,17 +68,11 @@ class SinkUnit(Pool):
         act = act.expand(*x.shape[:-1], index.shape[0])
         return Code(index.expand(act.shape), torch.ones_like(act), act)
 
-    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
-        return code.value @ self.writes[0].expand(code.unit.shape[-1], -1)
-
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)
 
     def unit_tables(self) -> tuple[nn.Parameter, ...]:
         return self.reads, self.read_bias, self.writes
-
-    def write_tables(self) -> tuple[nn.Parameter, ...]:
-        return (self.writes,)
 
     def after_step(self) -> None:
         """Nothing changes between steps."""

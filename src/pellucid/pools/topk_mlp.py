@@ -22,11 +22,10 @@ from pellucid.core.unit import Code
 from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.sparse_decode import sparse_read
 from pellucid.pools.pool import (
-    Pool,
+    TablePool,
     calibrate,
     check_exclusive,
     check_positive,
-    decode_rows,
     keep_largest,
     named_gates,
     pool_spec,
@@ -76,7 +75,7 @@ class TopKMLPConfig:
         )
 
 
-class TopKMLP(Pool):
+class TopKMLP(TablePool):
     """The k largest positive pre-activations of one wide layer. ``rest`` is c."""
 
     def __init__(self, config: TopKMLPConfig, name: str, width: int) -> None:
@@ -95,9 +94,6 @@ class TopKMLP(Pool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
 
-    def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
-        return self.writes[unit]
-
     def activate(
         self,
         x: Float[Tensor, "*batch d"],
@@ -113,17 +109,11 @@ class TopKMLP(Pool):
         act = F.relu(F.linear(x, self.reads[unit], self.read_bias[unit]))
         return Code(unit.expand(act.shape), gate.to(act.dtype), act)
 
-    def decode(self, code: Code) -> Float[Tensor, "*batch d"]:
-        return decode_rows(code, self.writes)
-
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return self.bias.expand_as(x)
 
     def unit_tables(self) -> tuple[nn.Parameter, ...]:
         return self.reads, self.read_bias, self.writes
-
-    def write_tables(self) -> tuple[nn.Parameter, ...]:
-        return (self.writes,)
 
     def after_step(self) -> None:
         """Nothing changes between steps."""
