@@ -36,9 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 WITHOUT_MODULES = ("core", "ops", "stats", "report")
 
 # Modules whose tests stand elsewhere than in tests/<package>/test_<module>.py.
-TESTED_IN: dict[str, str] = {
-    "pellucid/models/hf_config.py": "tests/models/test_hf_files.py",
-}
+TESTED_IN: dict[str, str] = {}
 
 
 def sources() -> dict[str, ast.Module]:

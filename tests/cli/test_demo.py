@@ -2,30 +2,17 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from pellucid.recipes import demo
-from pellucid.recipes.demo import ARMS, MARK, clear_demo, demo_config
+from pellucid.recipes.demo import ARMS, MARK, clear_demo
 
 
 @pytest.fixture
 def small(monkeypatch):
     """The demo's own preset with fewer held-out tokens, so that a test takes seconds."""
     monkeypatch.setattr(demo, "REPORT_TOKENS", 200)
-
-
-def test_the_arms_differ_in_their_slot_alone():
-    pools, dense = (demo_config(arm, source="embedded", steps=None, seed=3) for arm in ARMS)
-    assert pools.seed == dense.seed == 3
-    assert pools.model.slot(0).kind == "pools"
-    assert dense.model.slot(0).kind == "dense"
-    for field in ("data", "optim", "schedule", "steps", "batch", "accumulate", "precision"):
-        assert getattr(pools, field) == getattr(dense, field), field
-    # 2·d·(P + e·n + k) = 4·d·f at width 128: f = (64 + 8·128 + 12) / 2.
-    assert dense.model.slot(0).free_size == 550
-    assert 900_000 <= pools.steps * pools.tokens_per_step <= 2_000_000
 
 
 def test_demo(cli, corpus, tmp_path, small):
@@ -66,11 +53,3 @@ def test_missing_text_leaves_the_last_demo(cli, tmp_path):
     answer = cli("demo", "--data", tmp_path / "nowhere", "--run", tmp_path / "demo")
     assert "nowhere" in answer.error
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [MARK]
-
-
-def test_clear_demo_makes_and_replaces(tmp_path: Path):
-    folder = tmp_path / "a" / "b"
-    clear_demo(folder)
-    (folder / "old").write_text("")
-    clear_demo(folder)
-    assert [path.name for path in folder.iterdir()] == [MARK]

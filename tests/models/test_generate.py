@@ -39,7 +39,7 @@ def model(ffn: PoolConfig | None = None) -> Transformer:
     )
     built = Transformer(config).double().eval()
     with torch.no_grad():
-        built.embed.weight.mul_(20)
+        built.embed.weight.mul_(1.6)
         for pool in built.pools().values():
             for table in pool.write_tables():
                 table.mul_(4)

@@ -156,6 +156,22 @@ def test_going_back_by_name(config: LanguageRun, begin):
     assert without_times(run) == lines
 
 
+def test_going_back_holds_even_if_the_run_breaks_off_at_once(
+    config: LanguageRun, begin, monkeypatch
+):
+    run, prepared = begin(config)
+    train_language(run, prepared, name="test", say=print)
+
+    def broken(index: int) -> Batch:
+        raise OSError("the power went off")
+
+    monkeypatch.setattr(prepared.order, "batch", broken)
+    with pytest.raises(OSError, match="power"):
+        train_language(run, prepared, name="test", say=print, checkpoint="step_000000002")
+    assert [path.name for path in list_checkpoints(run)] == ["step_000000002"]
+    assert [line["step"] for line in read_metrics(run)] == [1, 2]
+
+
 def test_a_new_plan_is_written_down_once_the_run_goes_on(config: LanguageRun, begin):
     run, prepared = begin(config)
     train_language(run, prepared, name="test", say=print)
