@@ -308,10 +308,10 @@ def test_every_module_has_its_test_file() -> None:
     assert untested(list(sources()), existing) == []
 
 
-def test_a_module_without_tests_is_reported() -> None:
-    listed = sorted(TESTED_IN)
-    existing = {"tests/nn/test_rope.py", "tests/ops/test_select.py", *TESTED_IN.values()}
-    present = [*listed, "pellucid/nn/rope.py", "pellucid/ops/select/fast.py"]
+def test_a_module_without_tests_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TESTED_IN, "pellucid/nn/norm.py", "tests/nn/test_rope.py")
+    existing = {"tests/nn/test_rope.py", "tests/ops/test_select.py"}
+    present = ["pellucid/nn/norm.py", "pellucid/nn/rope.py", "pellucid/ops/select/fast.py"]
     assert untested(present, existing) == []
-    assert untested([*present, "pellucid/nn/norm.py"], existing) != []
-    assert untested(present, existing | {mirror(listed[0])}) != []
+    assert untested([*present, "pellucid/nn/attention.py"], existing) != []
+    assert untested(present, existing | {"tests/nn/test_norm.py"}) != []
