@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is no fault of the code: examples are bounded in number, not in time.
+settings.register_profile("pellucid", deadline=None)
+settings.load_profile("pellucid")
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ def test_every_verb_refuses_an_unknown_flag_and_offers_the_nearest(cli, verb: st
     ("fault", "code", "said"),
     [
         (CheckpointError("a:\n b"), 2, "pellucid: error: a: b\n"),
-        (TrainingError("step 3: gone"), 2, "pellucid: error: step 3: gone\n"),
+        (TrainingError("step 3: gone"), 1, "pellucid: error: step 3: gone\n"),
         (KeyboardInterrupt(), 1, "pellucid: interrupted\n"),
         (
             RuntimeError("out of\n  memory"),

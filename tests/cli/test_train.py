@@ -1,5 +1,6 @@
 """``pellucid train`` up to the first step: configs, their order of precedence, what is refused."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -219,6 +220,8 @@ def test_what_shows_only_with_the_data_is_refused_before_a_run_is_made_or_replac
     cli, tmp_path: Path, flags, trained: Path, snapshot, monkeypatch, args, message: str, taken
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "wandb" else find(n))
     run = tmp_path / "run"
     if taken:
         shutil.copytree(trained, run)

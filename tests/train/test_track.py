@@ -30,11 +30,11 @@ def install(tmp_path: Path, monkeypatch):
 
     def write(name: str, source: str) -> None:
         (tmp_path / f"{name}.py").write_text(source)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
 
     yield write
     for name in ("wandb", "trackio"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])

@@ -47,12 +47,15 @@ def _answer(args: list[str]) -> int:
 
 
 def _call(verb: str, args: list[str]) -> int:
-    from pellucid.core.errors import PellucidError, nearest
+    from pellucid.core.errors import PellucidError, TrainingError, nearest
 
     if verb not in VERBS:
         return _refuse(f"unknown command {verb!r}; {nearest(verb, VERBS)}")
     try:
         return importlib.import_module(f"pellucid.cli.{verb}").main(args)
+    except TrainingError as error:
+        _refuse(" ".join(str(error).split()))
+        return 1
     except PellucidError as error:
         return _refuse(" ".join(str(error).split()))
     except KeyboardInterrupt:

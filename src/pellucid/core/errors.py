@@ -2,7 +2,7 @@
 
 Every one is a ``ValueError`` whose single-line message names the file, the field, what was
 expected, what was found and how to mend it. The command line prints that line and exits with
-code 2; nothing already written is lost.
+code 2 (a ``TrainingError``, which is no wrong input, with 1); nothing already written is lost.
 
     ValueError
     └── PellucidError
