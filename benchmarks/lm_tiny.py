@@ -6,7 +6,8 @@
 
 All arms share trunk, data order, optimiser, precision and forward FLOPs per token; each arm's free
 size is solved for that budget. Every arm gets the same short learning-rate trials (``--trial``
-steps at each rate of ``RATES``, seed 0), and the best rate on validation text is used. Runs resume
+steps at each rate of ``RATES``, seed 0; outcomes are kept in ``TRIALS``), and the best rate on
+validation text is used. Runs resume
 from their checkpoints, so the command can be stopped and repeated at any time. The validation pass
 behind the figures scores whole documents of every domain. Runs may share a machine; speed is
 therefore timed apart, arm after arm on an idle one.
@@ -37,7 +38,8 @@ from pellucid.train.checkpoint import write_atomically
 from pellucid.train.evaluate import evaluate
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "lm-tiny.json"
-RATES = (3e-3, 6e-3, 1.2e-2)
+TRIALS = RESULTS.with_name("trials-tiny.json")
+RATES = (7.5e-4, 1.5e-3, 3e-3)
 WIDTH = 128
 WARM, TIMED = 4, 12  # steps of a timing
 ARMS = {
@@ -102,24 +104,39 @@ def _run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
     run = args.runs / f"{arm}-seed{seed}"
     prepared = _train(run, config, arm)
     record = _measure(run, prepared, arm, seed, lr, args.validation)
-    records = [*_records(), record]
-    write_atomically(RESULTS, json.dumps(records, indent=1) + "\n")
+    _write(RESULTS, [*_read(RESULTS), record])
     say(f"{arm} seed {seed}: {record['val_bpb']:.4f} bits per byte, recorded")
 
 
 def _best_rate(arm: str, args: argparse.Namespace) -> float:
     """The rate with the lowest validation bits per byte after a short run of its own schedule."""
-    scores: dict[float, float] = {}
-    for lr in RATES:
-        run = args.runs / "rates" / f"{arm}-{lr:g}"
-        config = arm_config(arm, args.data, 0, lr, args.trial)
-        finished = is_run(run) and [m for m in read_metrics(run) if m["step"] == args.trial]
-        if not finished:
-            _train(run, config, f"{arm} lr {lr:g}")
-        last = [m for m in read_metrics(run) if "val/bits_per_byte" in m][-1]
-        scores[lr] = last["val/bits_per_byte"]
+    scores = {lr: _trial(arm, lr, args) for lr in RATES}
     say(f"{arm}: " + ", ".join(f"lr {lr:g} {score:.4f}" for lr, score in scores.items()))
     return min(scores, key=lambda lr: scores[lr])
+
+
+def _trial(arm: str, lr: float, args: argparse.Namespace) -> float:
+    """The outcome of one trial, from ``TRIALS`` if it was run before."""
+    config = arm_config(arm, args.data, 0, lr, args.trial)
+    tokens = config.steps * config.tokens_per_step
+    known = _read(TRIALS)
+    for trial in known:
+        if (trial["arm"], trial["lr"], trial["tokens"]) == (arm, lr, tokens):
+            return trial["val_bpb"]
+    run = args.runs / "trials" / f"{arm}-{lr:g}"
+    _train(run, config, f"{arm} lr {lr:g}")
+    last = [m for m in read_metrics(run) if "val/bits_per_byte" in m][-1]
+    record = {
+        "arm": arm,
+        "lr": lr,
+        "tokens": tokens,
+        "seed": 0,
+        "val_bpb": last["val/bits_per_byte"],
+        "live_units": last["val/live_units"],
+        **_origin(),
+    }
+    _write(TRIALS, [*_read(TRIALS), record])
+    return record["val_bpb"]
 
 
 def _train(run: Path, config: LanguageRun, name: str) -> Prepared:
@@ -153,7 +170,6 @@ def _measure(
     pools = list(model.pools().values())
     activity = measure_activity(model, pools, batches, corpus.validation, corpus.domains)
     cost = model_cost(config.model)
-    revision, dirty = commit()
     return {
         "slot": ARMS[arm][0],
         "preset": "tiny",
@@ -177,16 +193,14 @@ def _measure(
         "by_layer": [_layer(a) for a in activity],
         "lr": lr,
         "precision": config.precision,
-        "commit": revision,
-        "dirty": dirty,
-        "machine": machine(),
+        **_origin(),
     }
 
 
 def _record_speeds(args: argparse.Namespace) -> None:
     """Median tokens per second of ``TIMED`` training steps after ``WARM`` more, for every arm."""
     speeds: dict[str, float] = {}
-    for arm in dict.fromkeys(r["arm"] for r in _records()):
+    for arm in dict.fromkeys(r["arm"] for r in _read(RESULTS)):
         config = arm_config(arm, args.data, 0, 1e-3, WARM + TIMED)
         config = replace(config, log_every=1, evaluate_every=WARM + TIMED + 1)
         run = args.runs / "speed" / arm
@@ -195,8 +209,7 @@ def _record_speeds(args: argparse.Namespace) -> None:
         steps = read_metrics(run)[WARM:]
         speeds[arm] = median(m["time/tokens_per_second"] for m in steps)
         say(f"{arm}: {speeds[arm]:,.0f} tokens per second")
-    records = [{**r, "tokens_per_second": speeds[r["arm"]]} for r in _records()]
-    write_atomically(RESULTS, json.dumps(records, indent=1) + "\n")
+    _write(RESULTS, [{**r, "tokens_per_second": speeds[r["arm"]]} for r in _read(RESULTS)])
 
 
 def _layer(activity: PoolActivity) -> dict[str, Any]:
@@ -228,12 +241,21 @@ def _specialisation(activity: tuple[PoolActivity, ...]) -> Mapping[str, float | 
     return found
 
 
-def _records() -> list[dict[str, Any]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+def _origin() -> dict[str, Any]:
+    revision, dirty = commit()
+    return {"commit": revision, "dirty": dirty, "machine": machine()}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _write(path: Path, records: list[dict[str, Any]]) -> None:
+    write_atomically(path, json.dumps(records, indent=1) + "\n")
 
 
 def _recorded(arm: str, seed: int) -> bool:
-    return any(r["arm"] == arm and r["seed"] == seed for r in _records())
+    return any(r["arm"] == arm and r["seed"] == seed for r in _read(RESULTS))
 
 
 if __name__ == "__main__":

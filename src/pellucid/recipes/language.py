@@ -75,9 +75,9 @@ class LanguageRun:
 
 # steps, sequences per micro-batch, micro-batches, learning rate; "demo" belongs to `pellucid demo`
 _PLANS = {
-    "demo": (640, 8, 1, 6e-3),
-    "tiny": (2_000, 4, 1, 6e-3),
-    "small": (4_000, 8, 4, 3e-3),
+    "demo": (960, 8, 1, 3e-3),
+    "tiny": (2_000, 4, 1, 3e-3),
+    "small": (4_000, 8, 4, 2e-3),
     "base": (20_000, 8, 16, 1e-3),
     "large": (40_000, 4, 64, 6e-4),
     "1b": (100_000, 2, 128, 3e-4),
