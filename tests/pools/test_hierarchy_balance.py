@@ -190,6 +190,35 @@ def test_unit_balance_brings_back_units_that_never_win():
     assert revived[0.05] > 0.5
 
 
+def test_revive_brings_back_units_that_read_nothing():
+    """Units whose pre-activation is negative everywhere: no selection bias can reach them."""
+    x = torch.randn(2000, WIDTH)
+    revived = {}
+    for revive in (0.0, 0.05):
+        config = replace(TINY, revive=revive, revive_after=5)
+        pool = config.build(name="ffn", width=WIDTH, output_rms=1.0).train()
+        with torch.no_grad():
+            pool.read_bias[:, DEAD] = -6.0
+        assert not _used(pool.eval(), x)[:, DEAD].any(), "they must be dead to begin with"
+        pool.train()
+        _train(pool, 200)
+        revived[revive] = _used(pool.eval(), x)[:, DEAD].double().mean().item()
+    # 195 steps of .05 lift a bias of -6 above 0; without them nothing moves it.
+    assert revived[0.0] == 0.0
+    assert revived[0.05] > 0.9
+
+
+def test_revive_waits_and_stops_by_hand():
+    pool = _hand(k=1, revive=0.5, revive_after=2).train()
+    for _ in range(3):
+        pool(X[None])
+        pool.after_step()
+    # Unit 1 wins each time; the others were silent 1, 2, 3 steps and rose at the second and third.
+    assert pool.silent.tolist() == [3, 0, 3, 3]
+    assert pool.read_bias.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    assert pool.unit_load.tolist() == [0.0] * 4
+
+
 def test_the_unit_bias_rises_while_a_unit_is_selected_less_than_the_mean():
     pool = _hand(k=1, unit_balance=0.125, unit_balance_steps=8).train()
     pool(X[None])

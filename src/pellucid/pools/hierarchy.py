@@ -11,10 +11,12 @@ A unit fires where its own read direction says so: there is no router proxy for 
 Closed pools are never read, forward or backward. Cost per token: 2·d·(P + e·n + k) FLOPs forward,
 6·P·d + 2·e·n·d + 10·k·d in training, since only the selected units carry gradient.
 
-**Units that stop being selected** get no gradient. They come back in two ways: the balance of
-pools keeps opening every pool, and ``unit_balance`` adds a selection-only bias that rises while a
-unit is selected less than the mean and is annealed to 0 at ``unit_balance_steps``, so that the
-final rule is the read direction alone. It ranks only units whose own act is positive.
+**Units that stop being selected** get no gradient. They come back in three ways: the balance of
+pools keeps opening every pool; ``revive`` raises the read bias of a unit at every step from the
+``revive_after``-th on which it was silent, until it speaks again and learns; and ``unit_balance``
+adds a selection-only bias that rises while a unit is selected less than the mean and is annealed to
+0 at ``unit_balance_steps``, so that the final rule is the read direction alone. The last ranks only
+units whose own act is positive, so it cannot reach a unit that what it reads has drifted away from.
 
 **Batch-top-k** lets later tokens change earlier codes while training, and only then; θ, a running
 mean (0.999) of the smallest selected strength, replaces it in evaluation.
@@ -64,6 +66,7 @@ class HierarchyConfig:
     ``balance`` acts by a loss (``balance_weight``), by a selection bias (``bias_rate``), or not at
     all; ``router_z_weight`` weighs the z-loss. ``shared`` adds a sink unit or the model's tied MLP.
     ``jump_threshold`` is the first θ of jumprelu, by default the one that k units pass.
+    ``revive`` and ``unit_balance`` bring silent units back (see the module); 0 turns them off.
     """
 
     kind: Literal["pools"] = "pools"
@@ -82,12 +85,16 @@ class HierarchyConfig:
     frozen_router: bool = False
     unit_balance: float = 0.0
     unit_balance_steps: int = 1000
+    revive: float = 0.0
+    revive_after: int = 200
     jump_width: float = 0.05
     jump_threshold: float | None = None
     l0_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        check_positive(self, "pools", "slots", "open_pools", "k", "unit_balance_steps")
+        check_positive(
+            self, "pools", "slots", "open_pools", "k", "unit_balance_steps", "revive_after"
+        )
         if self.open_pools > self.pools:
             raise ConfigError(
                 f"open_pools: expected at most pools = {self.pools}, found {self.open_pools}; "
@@ -164,6 +171,7 @@ class Hierarchy(TablePool):
     steps: Tensor
     pool_load: Tensor
     unit_load: Tensor
+    silent: Tensor
 
     def __init__(
         self, config: HierarchyConfig, name: str, width: int, tied: nn.Module | None
@@ -192,6 +200,7 @@ class Hierarchy(TablePool):
         self.register_buffer("unit_bias", torch.zeros(shape))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("silent", torch.zeros(self.spec.num_units, dtype=torch.long))
         # Loads are zero again after every step, so a checkpoint needs none of them.
         self.register_buffer("pool_load", torch.zeros(config.pools), persistent=False)
         self.register_buffer("unit_load", torch.zeros(self.spec.num_units), persistent=False)
@@ -259,6 +268,10 @@ class Hierarchy(TablePool):
             # A cap that falls to zero anneals whatever the updates have built up.
             cap = left * config.unit_balance * config.unit_balance_steps
             self.unit_bias.copy_(moved.clamp(-cap, cap).view_as(self.unit_bias))
+        if config.revive:
+            self.silent.copy_(torch.where(self.unit_load > 0, 0, self.silent + 1))
+            gone = (self.silent >= config.revive_after).view_as(self.read_bias)
+            self.read_bias += config.revive * gone
         self.pool_load.zero_()
         self.unit_load.zero_()
 
@@ -347,7 +360,7 @@ class Hierarchy(TablePool):
     @torch.no_grad()
     def _count(self, pool: Int[Tensor, "T e"], code: Code) -> None:
         self.pool_load += torch.bincount(pool.reshape(-1), minlength=self.config.pools)
-        if self.config.unit_balance:
+        if self.config.unit_balance or self.config.revive:
             on = code.unit[code.gate > 0]
             self.unit_load += torch.bincount(on, minlength=self.spec.num_units)
 
