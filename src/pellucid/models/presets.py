@@ -1,8 +1,8 @@
 """Named sizes and architectures, and the matching of one slot's cost to another's.
 
-Every preset has the same flagship slot: 64 pools of ``width`` units, 8 open, k = 12. The dense
-twin's hidden size follows from it, f = (P + e·n + k) / 2, so that both cost the same forward FLOPs
-per token; so does every other slot's free size, found by ``match``.
+Every preset has the same flagship slot: 64 pools of ``width`` units, 8 open, k = 12, silent units
+revived. The dense twin's hidden size follows from it, f = (P + e·n + k) / 2, so that both cost the
+same forward FLOPs per token; so does every other slot's free size, found by ``match``.
 """
 
 from dataclasses import replace
@@ -18,6 +18,7 @@ from pellucid.pools.peer import PeerConfig
 from pellucid.pools.pooled_peer import PooledPeerConfig
 from pellucid.pools.topk_mlp import TopKMLPConfig
 
+REVIVE, REVIVE_AFTER = 0.01, 100  # per step, after so many silent steps
 TOLERANCE = 0.02  # two slots within 2 % of each other's FLOPs count as matched
 
 # width, layers, heads, kv_heads, head_dim, vocab_size, context, tied, rope_theta
@@ -66,7 +67,9 @@ def slot(architecture: str, width: int) -> PoolConfig:
     """One architecture's slot at a width, matched to the flagship's forward FLOPs."""
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"architecture {architecture!r}: {nearest(architecture, ARCHITECTURES)}")
-    flagship = HierarchyConfig(pools=64, slots=width, open_pools=8, k=12)
+    flagship = HierarchyConfig(
+        pools=64, slots=width, open_pools=8, k=12, revive=REVIVE, revive_after=REVIVE_AFTER
+    )
     if architecture == "pools":
         return flagship
     return match(_unmatched(architecture, width), width, flagship.cost(width).forward)

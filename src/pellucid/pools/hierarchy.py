@@ -271,7 +271,7 @@ class Hierarchy(TablePool):
         if config.revive:
             self.silent.copy_(torch.where(self.unit_load > 0, 0, self.silent + 1))
             gone = (self.silent >= config.revive_after).view_as(self.read_bias)
-            self.read_bias += config.revive * gone
+            self.read_bias.add_(config.revive * gone)
         self.pool_load.zero_()
         self.unit_load.zero_()
 
