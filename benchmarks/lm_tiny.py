@@ -7,8 +7,8 @@
 All arms share trunk, data order, optimiser, precision and forward FLOPs per token; each arm's free
 size is solved for that budget. Every arm gets the same short learning-rate trials (``--trial``
 steps at each rate of ``RATES``, seed 0; outcomes are kept in ``TRIALS``), and the best rate on
-validation text is used. Runs resume
-from their checkpoints, so the command can be stopped and repeated at any time. The validation pass
+validation text is used. Records go into ``RECORDS`` in the results folder. Runs resume from their
+checkpoints, so the command can be stopped and repeated at any time. The validation pass
 behind the figures scores whole documents of every domain. Runs may share a machine; speed is
 therefore timed apart, arm after arm on an idle one.
 """
@@ -37,8 +37,7 @@ from pellucid.recipes.training import Prepared, prepare_run, train_language
 from pellucid.train.checkpoint import write_atomically
 from pellucid.train.evaluate import evaluate
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "lm-tiny.json"
-TRIALS = RESULTS.with_name("trials-tiny.json")
+RECORDS, TRIALS = "lm-tiny.json", "trials-tiny.json"
 RATES = (7.5e-4, 1.5e-3, 3e-3)
 WIDTH = 128
 WARM, TIMED = 4, 12  # steps of a timing
@@ -87,14 +86,21 @@ def main() -> None:
     parser.add_argument("--trial", type=int, default=256)
     parser.add_argument("--validation", type=int, default=16_384, help="tokens per domain")
     parser.add_argument("--runs", type=Path, default=Path("runs/lm-tiny"))
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path(__file__).parent.parent / "docs" / "results",
+        help="folder of the records; one of its own for each of two runs at a time",
+    )
     parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
+    args.results.mkdir(parents=True, exist_ok=True)
     if args.speed:
         _record_speeds(args)
         return
     for arm in args.arm or list(ARMS):
         for seed in args.seed or range(ARMS[arm][2]):
-            if not _recorded(arm, seed):
+            if not _recorded(args.results / RECORDS, arm, seed):
                 _run_arm(arm, seed, args)
 
 
@@ -104,7 +110,8 @@ def _run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
     run = args.runs / f"{arm}-seed{seed}"
     prepared = _train(run, config, arm)
     record = _measure(run, prepared, arm, seed, lr, args.validation)
-    _write(RESULTS, [*_read(RESULTS), record])
+    records = args.results / RECORDS
+    _write(records, [*_read(records), record])
     say(f"{arm} seed {seed}: {record['val_bpb']:.4f} bits per byte, recorded")
 
 
@@ -119,7 +126,7 @@ def _trial(arm: str, lr: float, args: argparse.Namespace) -> float:
     """The outcome of one trial, from ``TRIALS`` if it was run before."""
     config = arm_config(arm, args.data, 0, lr, args.trial)
     tokens = config.steps * config.tokens_per_step
-    known = _read(TRIALS)
+    known = _read(args.results / TRIALS)
     for trial in known:
         if (trial["arm"], trial["lr"], trial["tokens"]) == (arm, lr, tokens):
             return trial["val_bpb"]
@@ -135,7 +142,7 @@ def _trial(arm: str, lr: float, args: argparse.Namespace) -> float:
         "live_units": last["val/live_units"],
         **_origin(),
     }
-    _write(TRIALS, [*_read(TRIALS), record])
+    _write(args.results / TRIALS, [*known, record])
     return record["val_bpb"]
 
 
@@ -200,7 +207,8 @@ def _measure(
 def _record_speeds(args: argparse.Namespace) -> None:
     """Median tokens per second of ``TIMED`` training steps after ``WARM`` more, for every arm."""
     speeds: dict[str, float] = {}
-    for arm in dict.fromkeys(r["arm"] for r in _read(RESULTS)):
+    records = _read(args.results / RECORDS)
+    for arm in dict.fromkeys(r["arm"] for r in records):
         config = arm_config(arm, args.data, 0, 1e-3, WARM + TIMED)
         config = replace(config, log_every=1, evaluate_every=WARM + TIMED + 1)
         run = args.runs / "speed" / arm
@@ -209,7 +217,8 @@ def _record_speeds(args: argparse.Namespace) -> None:
         steps = read_metrics(run)[WARM:]
         speeds[arm] = median(m["time/tokens_per_second"] for m in steps)
         say(f"{arm}: {speeds[arm]:,.0f} tokens per second")
-    _write(RESULTS, [{**r, "tokens_per_second": speeds[r["arm"]]} for r in _read(RESULTS)])
+    timed = [{**r, "tokens_per_second": speeds[r["arm"]]} for r in records]
+    _write(args.results / RECORDS, timed)
 
 
 def _layer(activity: PoolActivity) -> dict[str, Any]:
@@ -254,8 +263,8 @@ def _write(path: Path, records: list[dict[str, Any]]) -> None:
     write_atomically(path, json.dumps(records, indent=1) + "\n")
 
 
-def _recorded(arm: str, seed: int) -> bool:
-    return any(r["arm"] == arm and r["seed"] == seed for r in _read(RESULTS))
+def _recorded(records: Path, arm: str, seed: int) -> bool:
+    return any(r["arm"] == arm and r["seed"] == seed for r in _read(records))
 
 
 if __name__ == "__main__":
