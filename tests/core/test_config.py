@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.core.config import from_dict, read_json, to_dict
+from pellucid.core.config import check_positive, from_dict, read_json, to_dict
 from pellucid.core.errors import ConfigError
 
 
@@ -189,3 +189,15 @@ def test_json_files(tmp_path: Path):
             read_json(path)
         assert str(caught.value).startswith(f"{path}: ")
         assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    a: int = 1
+    b: int = 0
+
+
+def test_a_size_below_one_is_named():
+    check_positive(_Sizes(), "a")
+    with pytest.raises(ConfigError, match=r"^b: expected at least 1, found 0$"):
+        check_positive(_Sizes(), "a", "b")

@@ -1,34 +1,14 @@
 """What pools share: named gates, the largest entries, decoding, calibration, field checks."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code, Site
 from pellucid.pools import POOLS, TiedMLP
 from pellucid.pools.hierarchy import HierarchyConfig
-from pellucid.pools.pool import (
-    calibrate,
-    check_exclusive,
-    check_positive,
-    decode_rows,
-    keep_largest,
-    named_gates,
-    pool_spec,
-    take_largest,
-)
-
-
-def _code(rows: int = 2) -> Code:
-    return Code(
-        torch.tensor([[4, 0, 2]] * rows),
-        torch.tensor([[0.5, 0.0, 2.0]] * rows),
-        torch.tensor([[3.0, 7.0, -1.0]] * rows),
-    )
+from pellucid.pools.pool import calibrate, decode_rows, pool_spec
 
 
 def test_a_native_spec_reads_the_input_and_writes_the_output():
@@ -36,34 +16,6 @@ def test_a_native_spec_reads_the_input_and_writes_the_output():
     assert spec.reads == Site(module="blocks.1.ffn", port="in")
     assert spec.writes == Site(module="blocks.1.ffn", port="out")
     assert (spec.name, spec.d_in, spec.d_out, spec.num_units) == ("blocks.1.ffn", 6, 6, 6)
-
-
-def test_named_gates_by_hand():
-    # Unit 1 is not listed, unit 0 is at gate 0; the order asked for is the order given.
-    found = named_gates(_code(), torch.tensor([2, 1, 4, 0]), 5)
-    assert found.tolist() == [[2.0, 0.0, 0.5, 0.0]] * 2
-
-
-def test_padding_adds_nothing_to_a_named_gate():
-    code = Code(
-        torch.tensor([[1, 1, 1]]), torch.tensor([[0.0, 0.7, 0.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-    )
-    assert named_gates(code, torch.tensor([1]), 2).tolist() == [[pytest.approx(0.7)]]
-
-
-def test_take_largest_weighs_by_the_write_norm():
-    # |value| = 1.5, 0, 2; norms 2, 9, 1: weights 3, 0, 2.
-    norm = torch.tensor([[2.0, 9.0, 1.0]] * 2)
-    assert take_largest(_code(), norm, 1).unit.tolist() == [[4], [4]]
-    two = take_largest(_code(), norm, 2)
-    assert two.unit.tolist() == [[4, 2], [4, 2]]
-    assert two.value.tolist() == [[1.5, -2.0]] * 2
-
-
-@pytest.mark.parametrize("limit", [None, 3, 4])
-def test_a_limit_that_does_not_bind_changes_nothing(limit):
-    code = _code()
-    assert keep_largest(code, torch.ones(9, 2), limit) is code
 
 
 @settings(max_examples=25, deadline=None)
@@ -79,26 +31,6 @@ def test_decode_rows_takes_any_leading_shape(shape, entries, seed):
     expected = (code.value[..., None] * table[code.unit]).sum(-2)
     # float64 rounding of five products.
     torch.testing.assert_close(decode_rows(code, table), expected, atol=1e-12, rtol=0)
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    a: int = 1
-    b: int = 0
-
-
-def test_a_size_below_one_is_named():
-    check_positive(_Sizes(), "a")
-    with pytest.raises(ConfigError, match=r"^b: expected at least 1, found 0$"):
-        check_positive(_Sizes(), "a", "b")
-
-
-def test_unit_and_limit_exclude_each_other():
-    check_exclusive(torch.arange(1), None)
-    check_exclusive(None, 1)
-    check_exclusive(None, None)
-    with pytest.raises(ValueError, match="not both"):
-        check_exclusive(torch.arange(1), 1)
 
 
 @pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)

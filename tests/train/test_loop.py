@@ -22,6 +22,7 @@ class Regression:
     line: nn.Linear
     penalty: float = 0.5
     calls: list[str] = field(default_factory=list)
+    final: list[float] = field(default_factory=list)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
         x, y = batch
@@ -33,6 +34,7 @@ class Regression:
     def before_step(self, step: int) -> None:
         assert self.line.weight.grad is not None
         self.calls.append(f"before {step}")
+        self.final.append(self.line.weight.grad.norm().item())
 
     def after_step(self, step: int) -> None:
         assert self.line.weight.grad is None
@@ -157,6 +159,8 @@ def test_gradients_are_clipped_to_the_norm_and_the_true_norm_is_logged():
     # torch adds 1e-6 to the norm it divides by.
     assert seen == pytest.approx([-4 / math.sqrt(20), -2 / math.sqrt(20)], rel=1e-6)
     assert record.seen[0].metrics["grad_norm"] == pytest.approx(math.sqrt(20), rel=1e-12)
+    # An objective that projects its gradients does so behind the clip, or the step would not obey.
+    assert objective.final == pytest.approx([4 / math.sqrt(20)], rel=1e-6)
 
 
 def test_a_small_gradient_is_not_clipped_up():
@@ -304,3 +308,23 @@ def test_finite_gradients_whose_norm_overflows_are_refused_too():
     objective = Regression(line(), penalty=0.0)
     with pytest.raises(TrainingError, match=r"^step 1: the norm of the gradient is not finite; "):
         make(objective, lambda _: [batch((1e50, 1e150))]).run(0, [])
+
+
+def test_two_runs_may_take_turns():
+    alone = [Regression(line(1.0)) for _ in range(2)]
+    loops = [
+        make(o, lambda step: [batch((step, 1))], steps=3, lr=lr) for o, lr in zip(alone, (0.1, 0.2))
+    ]
+    for loop in loops:
+        loop.run(0, [])
+    turns = [Regression(line(1.0)) for _ in range(2)]
+    loops = [
+        make(o, lambda step: [batch((step, 1))], steps=3, lr=lr) for o, lr in zip(turns, (0.1, 0.2))
+    ]
+    progress = [loop.start(0) for loop in loops]
+    for _ in range(3):
+        progress = [loop.advance(at, []) for loop, at in zip(loops, progress)]
+    assert all(at.last and at.tokens == 30 for at in progress)
+    for one, other in zip(alone, turns):
+        assert one.line.weight.item() == other.line.weight.item()
+    assert alone[0].line.weight.item() != alone[1].line.weight.item()

@@ -45,6 +45,14 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path}: expected JSON, found {error}") from None
 
 
+def check_positive(config: object, *names: str) -> None:
+    """Every named field is at least 1, or a ``ConfigError`` names the one that is not."""
+    for name in names:
+        size = getattr(config, name)
+        if size < 1:
+            raise ConfigError(f"{name}: expected at least 1, found {size}")
+
+
 def _parse(kind: Any, data: Any, where: str, field: str) -> Any:
     origin = typing.get_origin(kind)
     if kind is Any:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from pellucid.core.config import check_positive
 from pellucid.core.errors import ConfigError
 from pellucid.pools import PoolConfig
-from pellucid.pools.pool import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)

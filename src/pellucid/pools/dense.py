@@ -16,16 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive, keep_largest
+from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.unit import Code
-from pellucid.pools.pool import (
-    TablePool,
-    calibrate,
-    check_exclusive,
-    check_positive,
-    keep_largest,
-    pool_spec,
-)
+from pellucid.pools.pool import TablePool, calibrate, pool_spec
 
 
 @dataclass(frozen=True, kw_only=True)

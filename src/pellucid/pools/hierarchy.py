@@ -34,6 +34,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
@@ -41,16 +43,7 @@ from pellucid.ops.balance import balance_loss, bias_step, z_loss
 from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.select import batch_threshold, step
 from pellucid.ops.sparse_decode import sparse_read
-from pellucid.pools.pool import (
-    TablePool,
-    calibrate,
-    check_exclusive,
-    check_positive,
-    decode_rows,
-    keep_largest,
-    named_gates,
-    pool_spec,
-)
+from pellucid.pools.pool import TablePool, calibrate, decode_rows, pool_spec
 from pellucid.pools.shared import SinkUnit
 
 # Threshold selections keep at most this many times k candidates per token, the strongest ones.

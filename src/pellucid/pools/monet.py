@@ -24,12 +24,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive, take_largest
+from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
 from pellucid.pools.merge import merge_repeats
 from pellucid.pools.monet_router import MonetRouter, Routing, Rule, ambiguity, uniformity
-from pellucid.pools.pool import Pool, check_exclusive, check_positive, pool_spec, take_largest
+from pellucid.pools.pool import Pool, pool_spec
 from pellucid.pools.product_keys import check_choice
 
 ENUMERABLE = 1 << 16  # units that ``activate`` lists without being asked for some of them

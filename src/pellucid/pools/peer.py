@@ -21,20 +21,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
 from pellucid.ops.sparse_decode import sparse_decode, sparse_read
 from pellucid.pools.merge import merge_repeats
-from pellucid.pools.pool import (
-    TablePool,
-    calibrate,
-    check_exclusive,
-    check_positive,
-    keep_largest,
-    named_gates,
-    pool_spec,
-)
+from pellucid.pools.pool import TablePool, calibrate, pool_spec
 from pellucid.pools.product_keys import (
     Norm,
     ProductKeyRouter,

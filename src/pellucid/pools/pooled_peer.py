@@ -21,22 +21,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
 from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.sparse_decode import sparse_read
 from pellucid.pools.merge import first_of_each, merge_repeats
-from pellucid.pools.pool import (
-    TablePool,
-    calibrate,
-    check_exclusive,
-    check_positive,
-    decode_rows,
-    keep_largest,
-    named_gates,
-    pool_spec,
-)
+from pellucid.pools.pool import TablePool, calibrate, decode_rows, pool_spec
 from pellucid.pools.product_keys import (
     Norm,
     ProductKeyRouter,

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive
 from pellucid.core.unit import Code, PoolSpec
-from pellucid.pools.pool import TablePool, check_exclusive
+from pellucid.pools.pool import TablePool
 
 
 class TiedMLP(nn.Module):

@@ -16,20 +16,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
 from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.sparse_decode import sparse_read
-from pellucid.pools.pool import (
-    TablePool,
-    calibrate,
-    check_exclusive,
-    check_positive,
-    keep_largest,
-    named_gates,
-    pool_spec,
-)
+from pellucid.pools.pool import TablePool, calibrate, pool_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,22 +65,36 @@ class Loop(Generic[Batch]):
         self, start: int, callbacks: Sequence[Callback], stop: Callable[[], bool] = lambda: False
     ) -> Progress:
         """Train from step ``start`` until the plan ends or ``stop()`` says so."""
-        progress = Progress(step=start, steps=self.steps, tokens=start * self.tokens_per_step)
-        while progress.step < self.steps and not progress.stopping:
-            began = time.perf_counter()
-            metrics = self._step(progress.step)
-            metrics["time/tokens_per_second"] = round(
-                self.tokens_per_step / (time.perf_counter() - began), 1
-            )
-            progress = Progress(
-                step=progress.step + 1,
-                steps=self.steps,
-                tokens=progress.tokens + self.tokens_per_step,
-                metrics=metrics,
-                stopping=stop(),
-            )
-            for callback in callbacks:
-                callback.after_step(progress)
+        progress = self.start(start)
+        while not progress.last:
+            progress = self.advance(progress, callbacks, stop)
+        return progress
+
+    def start(self, step: int) -> Progress:
+        """Where a run stands that has done ``step`` steps."""
+        return Progress(step=step, steps=self.steps, tokens=step * self.tokens_per_step)
+
+    def advance(
+        self,
+        progress: Progress,
+        callbacks: Sequence[Callback],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Progress:
+        """One step and its callbacks; runs that share their batches take turns in these."""
+        began = time.perf_counter()
+        metrics = self._step(progress.step)
+        metrics["time/tokens_per_second"] = round(
+            self.tokens_per_step / (time.perf_counter() - began), 1
+        )
+        progress = Progress(
+            step=progress.step + 1,
+            steps=self.steps,
+            tokens=progress.tokens + self.tokens_per_step,
+            metrics=metrics,
+            stopping=stop(),
+        )
+        for callback in callbacks:
+            callback.after_step(progress)
         return progress
 
     def _step(self, step: int) -> dict[str, float]:
@@ -91,8 +105,8 @@ class Loop(Generic[Batch]):
         for batch in batches:
             for name, value in self._backward(step, batch, 1 / len(batches)).items():
                 totals[name] = totals.get(name, 0.0) + value
-        self.objective.before_step(step)
         norm = self._clip(step, batches)
+        self.objective.before_step(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step(step)
