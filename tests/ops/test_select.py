@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.ops.select import batch_threshold, step
+from pellucid.ops.select import batch_threshold, batch_topk, jump_relu, step
 
 
 def test_batch_threshold_by_hand():
@@ -94,3 +94,50 @@ def test_empty():
     step(torch.zeros(0, 3), threshold, 0.1).sum().backward()
     assert threshold.grad is not None
     assert threshold.grad.shape == (0, 3)
+
+
+@given(st.integers(0, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_batch_topk_keeps_no_more_than_its_share_even_in_a_tie(rows, columns, k, seed):
+    torch.manual_seed(seed)
+    strength = torch.randint(-2, 3, (rows, columns)).double()  # full of ties
+    kept = batch_topk(strength, k)
+    assert int(kept.sum()) == min(k * rows, int((strength > 0).sum()))
+    if kept.any() and not kept.all():
+        assert strength[kept].min() >= strength[~kept].max()
+
+
+def _leaves(*values):
+    return [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values]
+
+
+def test_jump_relu_by_hand():
+    # θ = .5, ε = .2: |s − θ| < .1 for the second and third. To θ: −(θ/ε) · upstream = −2.5 each,
+    # upstream 1, so −5 in all; to s: 1 where s > θ.
+    strength, threshold = _leaves([0.35, 0.45, 0.55, 0.65], [0.5])
+    out = jump_relu(strength, threshold, 0.2)
+    assert out.tolist() == [0.0, 0.0, 0.55, 0.65]
+    out.sum().backward()
+    assert threshold.grad.tolist() == pytest.approx([-5.0])
+    assert strength.grad.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_the_input_learns_of_the_step_if_asked():
+    # The opposite of what θ gets: θ/ε = 2.5 for jump_relu, 1/ε = 5 for step, near θ only.
+    strength, threshold = _leaves([0.35, 0.45, 0.55, 0.65], [0.5])
+    jump_relu(strength, threshold, 0.2, to_input=True).sum().backward()
+    assert strength.grad.tolist() == pytest.approx([0.0, 2.5, 3.5, 1.0])
+    strength, threshold = _leaves([0.35, 0.45, 0.55, 0.65], [0.5])
+    step(strength, threshold, 0.2, to_input=True).sum().backward()
+    assert strength.grad.tolist() == pytest.approx([0.0, 5.0, 5.0, 0.0])
+    assert threshold.grad.tolist() == pytest.approx([-10.0])
+
+
+@pytest.mark.parametrize("gate", [step, jump_relu])
+def test_a_threshold_per_column_gathers_its_rows(gate):
+    strength, threshold = _leaves([[0.45, 9.0], [0.55, 0.0]], [0.5, 9.05])
+    wide = threshold.detach().expand(2, 2).clone().requires_grad_()
+    upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    gate(strength, threshold, 0.2).backward(upstream)
+    gate(strength, wide, 0.2).backward(upstream)
+    assert torch.equal(threshold.grad, wide.grad.sum(0))
+    assert (threshold.grad != 0).all()

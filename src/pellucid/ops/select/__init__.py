@@ -1,5 +1,5 @@
-"""Threshold selections with their gradients."""
+"""Batch-wide and threshold selections with their gradients."""
 
-from pellucid.ops.select.reference import batch_threshold, step
+from pellucid.ops.select.reference import batch_threshold, batch_topk, jump_relu, step
 
-__all__ = ["batch_threshold", "step"]
+__all__ = ["batch_threshold", "batch_topk", "jump_relu", "step"]
