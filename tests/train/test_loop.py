@@ -209,6 +209,13 @@ def test_nothing_is_left_of_a_finished_run():
     assert (progress.step, progress.tokens, progress.last) == (5, 50, True)
 
 
+def test_a_run_past_a_shortened_plan_does_not_go_on():
+    record = Recorder()
+    progress = make(Regression(line()), lambda _: [], steps=5).run(7, [record])
+    assert record.seen == []
+    assert (progress.step, progress.last) == (7, True)
+
+
 def test_stopping_ends_after_the_step_and_its_callbacks():
     record = Recorder()
     loop = make(Regression(line()), lambda _: [batch((1, 1))], steps=9)

@@ -36,7 +36,7 @@ class Progress:
     @property
     def last(self) -> bool:
         """Whether no further step will follow."""
-        return self.stopping or self.step == self.steps
+        return self.stopping or self.step >= self.steps
 
 
 class Callback(ABC):
