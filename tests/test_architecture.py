@@ -26,12 +26,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"core"},
     "nn": LAYER_1,
     "pools": LAYER_1,
+    "dictionaries": LAYER_1,
     "models": LAYER_1 | {"nn", "pools"},
     "data": LAYER_1,
     "train": LAYER_1 | {"data"},
     "explore": LAYER_1 | {"data"},
-    "recipes": LAYER_1 | {"nn", "pools", "models", "data", "train", "explore"},
-    "cli": LAYER_1 | {"nn", "pools", "models", "data", "train", "explore", "recipes"},
+    "recipes": LAYER_1 | {"nn", "pools", "dictionaries", "models", "data", "train", "explore"},
+    "cli": LAYER_1
+    | {"nn", "pools", "dictionaries", "models", "data", "train", "explore", "recipes"},
 }
 WITHOUT_MODULES = ("core", "ops", "stats", "report")
 
