@@ -10,13 +10,19 @@ import torch
 from torch import nn
 
 import laws
+from pellucid.core.host import edit_units
 from pellucid.models.config import TransformerConfig
 from pellucid.models.transformer import Transformer
 from pellucid.pools import POOLS, Pool, PoolConfig, TiedMLP
 from pellucid.pools.hierarchy import Hierarchy, HierarchyConfig
+from pellucid.pools.monet_hd import MonetHDConfig
+from pellucid.pools.monet_vd import MonetVDConfig
+from pellucid.pools.peer import PeerConfig
+from pellucid.pools.pooled_peer import PooledPeerConfig
 from pellucid.pools.topk_mlp import TopKMLPConfig
 
 WIDTH = 6
+SELECT_NONE_AWAY = ("dense", "swiglu", "peer-all-experts")
 
 
 def _variants() -> Iterator[tuple[str, PoolConfig]]:
@@ -38,7 +44,17 @@ def _variants() -> Iterator[tuple[str, PoolConfig]]:
 
 
 HIERARCHY = HierarchyConfig.tiny()
+PEER, POOLED = PeerConfig.tiny(), PooledPeerConfig.tiny()
 EXTRA: tuple[tuple[str, PoolConfig], ...] = (
+    ("peer-all-experts", replace(PEER, k=9, heads=3)),
+    ("peer-large", replace(PEER, experts=49, heads=3, k=11)),
+    ("pooled-peer-one-unit", replace(POOLED, k=1)),
+    ("pooled-peer-all-open", replace(POOLED, k=12)),
+    ("pooled-peer-more-than-all-pools", replace(POOLED, pools=4, open_pools=6, k=12)),
+    ("monet-hd-sparse", replace(MonetHDConfig.tiny(), side=4, kept=2, neurons=4)),
+    ("monet-hd-all-kept", replace(MonetHDConfig.tiny(), kept=3, heads=1)),
+    ("monet-vd-sparse", replace(MonetVDConfig.tiny(), side=4, kept=2, neurons=4)),
+    ("monet-vd-all-kept", replace(MonetVDConfig.tiny(), kept=3, heads=1)),
     ("pools-one-pool", replace(HIERARCHY, pools=1, open_pools=1, gate="ones")),
     ("pools-one-open", replace(HIERARCHY, open_pools=1, gate="p")),
     ("pools-all-open", replace(HIERARCHY, open_pools=5, k=35)),
@@ -132,9 +148,41 @@ def test_the_laws_are_not_kept_by_silence(variant):
     speaking = (code.value != 0).sum(-1)
     assert speaking.sum() > 0
     assert all(bool((parameter != 0).all()) for parameter in pool.parameters())
-    if VARIANTS[variant].kind not in ("dense", "swiglu"):
+    if variant not in SELECT_NONE_AWAY:
         assert speaking.min() < pool.spec.num_units
     assert pool.decode(code).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_looking_changes_nothing_that_a_pool_remembers(variant):
+    pool = _build(VARIANTS[variant]).train()
+    pool.forward_with_parts(torch.randn(9, WIDTH, dtype=torch.float64))
+    before = {name: tensor.clone() for name, tensor in pool.named_buffers()}
+    x = 5 * torch.randn(3, 5, WIDTH, dtype=torch.float64) + 1
+    for asked in ({}, {"unit": torch.tensor([1, 0])}, {"limit": 2}):
+        pool.activate(x, **asked)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pool.named_buffers())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_naming_no_unit_edits_nothing(variant):
+    pool = _build(VARIANTS[variant])
+    x, none = torch.randn(3, 5, WIDTH, dtype=torch.float64), torch.zeros(0, dtype=torch.long)
+    assert pool.activate(x, unit=none).unit.shape == (3, 5, 0)
+    y = torch.randn_like(x)
+    assert torch.equal(edit_units(pool, laws.silence, unit=none).apply(x, y), y)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_unit_named_twice_is_answered_twice(variant):
+    pool = _build(VARIANTS[variant])
+    x = torch.randn(40, WIDTH, dtype=torch.float64)
+    code = pool.activate(x, unit=torch.tensor([2, 0, 2, 1, 0]))
+    assert (code.gate[:, [0, 1]] != 0).any(), "some of the five must speak"
+    for one, other in ((0, 2), (1, 4)):
+        laws.same(code.gate[:, one], code.gate[:, other])
+        laws.same(code.act[:, one], code.act[:, other])
+    laws.same(code.value[:, [0, 1, 3]], pool.activate(x, unit=torch.tensor([2, 0, 1])).value)
 
 
 def test_units_selected_by_threshold_stand_on_both_sides_of_it():

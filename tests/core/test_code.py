@@ -21,6 +21,24 @@ def test_named_gates_by_hand():
     assert found.tolist() == [[2.0, 0.0, 0.5, 0.0]] * 2
 
 
+def test_a_unit_named_twice_has_its_gate_in_both_places():
+    found = named_gates(_code(), torch.tensor([2, 4, 2, 1, 4, 2]), 5)
+    assert found.tolist() == [[2.0, 0.5, 2.0, 0.0, 0.5, 2.0]] * 2
+
+
+def test_naming_nothing_gives_nothing():
+    assert named_gates(_code(), torch.zeros(0, dtype=torch.long), 5).shape == (2, 0)
+
+
+def test_both_places_of_a_unit_lead_its_gradient_back():
+    gate = torch.tensor([[0.5, 3.0]], dtype=torch.float64, requires_grad=True)
+    code = Code(torch.tensor([[4, 1]]), gate, torch.ones(1, 2, dtype=torch.float64))
+    found = named_gates(code, torch.tensor([1, 4, 1]), 5)
+    (grad,) = torch.autograd.grad((found * torch.tensor([1.0, 10.0, 100.0])).sum(), gate)
+    # Unit 4 once with weight 10, unit 1 twice with 1 and 100.
+    assert grad.tolist() == [[10.0, 101.0]]
+
+
 def test_padding_adds_nothing_to_a_named_gate():
     code = Code(
         torch.tensor([[1, 1, 1]]), torch.tensor([[0.0, 0.7, 0.0]]), torch.tensor([[1.0, 2.0, 3.0]])

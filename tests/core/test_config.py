@@ -1,6 +1,7 @@
 """Configs to JSON and back: what survives, and what is refused in one line."""
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.core.config import check_positive, from_dict, read_json, to_dict
+from pellucid.core.config import (
+    check_above_zero,
+    check_at_least_zero,
+    check_positive,
+    from_dict,
+    read_json,
+    to_dict,
+)
 from pellucid.core.errors import ConfigError
 
 
@@ -116,6 +124,9 @@ def test_a_whole_number_serves_as_a_float_and_becomes_one():
         ({"fruit": {"kind": "apple", "seed": 1}}, "unknown key fruit.seed; did you mean 'seeds'?"),
         ({"fruit": {"kind": "aple"}}, "fruit.kind: found 'aple'; did you mean 'apple'?"),
         ({"fruit": {"seeds": 1}}, "fruit.kind: found None; expected one of: apple, pear"),
+        ({"fruit": {"kind": []}}, "fruit.kind: found []; expected one of: apple, pear"),
+        ({"more": [{"kind": {"a": 1}}]}, "more.0.kind: found {'a': 1}; expected one of: apple, pe"),
+        ({"mode": []}, "mode: found []; expected one of: 3, loose, packed"),
         ({"more": [{"kind": "pear"}, {"kind": "plum"}]}, "more.1.kind: found 'plum'"),
         ({"more": [{"kind": "apple", "weight": 1}]}, "unknown key more.0.weight"),
         ({"name": 3}, "name: expected str, found 3"),
@@ -166,7 +177,11 @@ def test_a_single_dataclass_needs_no_kind():
     assert from_dict(Basket, {"name": "a", "box": {"wide": 4}}).box == Box(wide=4)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+plain = st.none() | st.booleans() | st.integers() | st.text()
+keys = st.sampled_from(["kind", "seeds", "wide"]) | st.text()
+
+
+@given(st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(keys, inner)))
 def test_any_json_parses_or_is_a_config_error(data):
     for key in ("fruit", "more", "pair", "mode", "folder", "notes", "box"):
         with suppress(ConfigError):
@@ -193,11 +208,31 @@ def test_json_files(tmp_path: Path):
 
 @dataclass(frozen=True)
 class _Sizes:
-    a: int = 1
-    b: int = 0
+    a: float = 1
+    b: float = 0
 
 
 def test_a_size_below_one_is_named():
     check_positive(_Sizes(), "a")
     with pytest.raises(ConfigError, match=r"^b: expected at least 1, found 0$"):
         check_positive(_Sizes(), "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("check", "least", "wrong", "expected"),
+    [
+        (check_positive, 1, 0, "at least 1, found 0"),
+        (check_above_zero, 1e-300, 0.0, "more than 0, found 0.0"),
+        (check_above_zero, math.inf, -1e-300, "more than 0, found -1e-300"),
+        (check_above_zero, 2, math.nan, "more than 0, found nan"),
+        (check_at_least_zero, 0.0, -1e-300, "at least 0, found -1e-300"),
+        (check_at_least_zero, -0.0, math.nan, "at least 0, found nan"),
+        (check_at_least_zero, 0, -1, "at least 0, found -1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(check, least, wrong, expected):
+    check(_Sizes(a=least, b=wrong), "a")
+    check(_Sizes(a=wrong), *())
+    with pytest.raises(ConfigError) as caught:
+        check(_Sizes(a=least, b=wrong), "a", "b")
+    assert str(caught.value) == f"b: expected {expected}"

@@ -1,5 +1,6 @@
 """The decoder's config: what fits together, and what is refused."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,10 @@ def test_or_each_layer_has_its_own():
             {"ffn": (DENSE, DENSE)},
             r"ffn: expected one pool for all layers or one per layer \(3\), found 2",
         ),
+        ({"rope_theta": 0.0}, r"rope_theta: expected more than 0, found 0\.0"),
+        ({"rope_theta": math.nan}, "rope_theta: expected more than 0, found nan"),
+        ({"norm_eps": 0.0}, r"norm_eps: expected more than 0, found 0\.0"),
+        ({"norm_eps": -1e-6}, "norm_eps: expected more than 0, found -1e-06"),
         ({"ffn": ()}, r"ffn: expected one pool for all layers or one per layer \(3\), found 0"),
     ],
 )

@@ -92,6 +92,17 @@ def test_forward_operations_are_those_that_run(architecture: str, size: str):
     assert per_token == pytest.approx(model_cost(config).forward, rel=0.02)
 
 
+@pytest.mark.parametrize("architecture", ["monet-hd", "monet-vd"])
+@pytest.mark.parametrize("size", ["demo", "tiny"])
+def test_forward_operations_of_monet_are_those_that_run(architecture: str, size: str):
+    config = preset(architecture, size)
+    slot = config.slot(0).build(name="ffn", width=config.width, output_rms=1.0).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        slot(torch.randn(3, config.width))
+    # Every product of the formula, and no other, is a matrix product.
+    assert counter.get_total_flops() == 3 * config.slot(0).cost(config.width).forward
+
+
 def test_training_operations_are_those_that_run():
     # Backward costs twice the forward, except that the embedding's input needs no gradient; the
     # first layer's input does, through the embedding.

@@ -97,3 +97,21 @@ def test_a_missing_value_is_named():
     del plain["ffn"]
     with pytest.raises(ConfigError, match=r"config\.json: ffn is missing"):
         PellucidConfig(plain).transformer_config()
+
+
+@pytest.mark.parametrize("value", ["abc", [], 3, 0, True])
+def test_a_transformer_that_is_no_object_is_named(value, tmp_path):
+    PellucidConfig.of(CONFIG).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"transformer": value}))
+    config = PellucidConfig.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        config.transformer_config(where=str(path))
+    assert str(caught.value) == (
+        f"{path}: transformer: expected an object, found {value!r}; export the model again"
+    )
+
+
+def test_an_empty_transformer_is_no_small_model():
+    with pytest.raises(ConfigError, match=r"config\.json: ffn is missing"):
+        PellucidConfig({}).transformer_config()

@@ -141,6 +141,19 @@ def test_a_failed_export_leaves_the_old_files(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_folder_that_is_a_file_is_named_in_one_line(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors: cannot be written"
+        ) as caught:
+            export_pretrained(Transformer(CONFIG), folder, tokens_end=0)
+        assert str(caught.value).startswith(f"{folder}/")
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "taken").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_an_export_replaces_the_old_one(tmp_path):
     model = Transformer(CONFIG).eval()
     export_pretrained(model, tmp_path / "new" / "folder", tokens_end=0)
@@ -177,6 +190,17 @@ def _unknown_key(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(record))
 
 
+def _no_object(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"transformer": "abc"}))
+
+
+def _listed_kind(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    record["transformer"]["ffn"][0]["kind"] = []
+    (folder / "config.json").write_text(json.dumps(record))
+
+
 def _other_width(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(record | {"vocab_size": 17}))
@@ -197,6 +221,8 @@ def _lose_a_tensor(folder: Path) -> None:
         (_pickle, CheckpointError, r"model\.safetensors: expected safetensors"),
         (_other_model, ConfigError, r"model_type: expected 'pellucid', found 'llama'"),
         (_unknown_key, ConfigError, r"config\.json: .*slotz; did you mean 'slots'"),
+        (_no_object, ConfigError, r"/config\.json: transformer: expected an object, found 'abc'"),
+        (_listed_kind, ConfigError, r"/config\.json: ffn\.0\.kind: found \[\]; expected one of"),
         (_other_width, CheckpointError, r"does not fit the model .* embed\.weight"),
         (_lose_a_tensor, CheckpointError, r"does not fit the model .*embed\.weight"),
     ],

@@ -119,6 +119,26 @@ def test_an_edit_may_read_the_input_of_the_module_that_it_writes_at():
     assert _value(_run(Toy(), edit).logits) == 110
 
 
+class Twice(Toy):
+    """The first module, twice in one pass: x → +1 → +1 → the rest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.first(x))
+
+
+def test_a_module_reached_twice_is_edited_twice_and_kept_last():
+    plain = _run(Twice(), keep=("first:in", "first:out"))
+    # 0 → 1 → 2, then 12 and 112.
+    assert _value(plain.logits) == 112.0
+    assert [_value(plain.kept[_site(s)]) for s in ("first:in", "first:out")] == [1.0, 2.0]
+    edited = _run(
+        Twice(), _edit("first:in", "first:out", lambda x, y: 5 * y + x), keep=("first:in",)
+    )
+    # 0 → 1, edited to 5 · 1 + 0 = 5; 5 → 6, edited to 5 · 6 + 5 = 35; then 45, 145.
+    assert _value(edited.logits) == 145.0
+    assert _value(edited.kept[_site("first:in")]) == 5.0
+
+
 def test_gradients_pass_through_edits():
     model, x = Toy(), torch.zeros(1, 1, 1, requires_grad=True)
     edit = _edit("first:out", "first:out", lambda _, y: 3 * y)

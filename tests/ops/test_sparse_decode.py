@@ -158,6 +158,25 @@ def test_values_and_rows_take_the_tables_type():
     assert sparse_decode(unit, value, low).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(5, 8, 4, 3), (63, 5, 100, 7)], ids=str)
+def test_autocast_changes_nothing(size, dtype):
+    # The first size asks for more entries than there are rows, where all products are made.
+    unit, value, x, table = _inputs(size, dtype)
+    leaves = [value, x, table]
+
+    def run() -> list[Tensor]:
+        decoded, read = sparse_decode(unit, value, table), sparse_read(x, unit, table)
+        assert decoded.dtype == read.dtype == dtype
+        loss = (decoded.float() * decoded.float()).sum() + (read.float() * read.float()).sum()
+        return [decoded, read, *torch.autograd.grad(loss, leaves)]
+
+    plain = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = run()
+    assert all(torch.equal(one, other) for one, other in zip(plain, inside))
+
+
 def test_the_half_path_is_the_same_in_chunks(monkeypatch):
     unit, _, x, table = (t.detach() for t in _inputs((63, 5, 100, 7), torch.bfloat16))
     whole = sparse_read(x, unit, table)

@@ -1,5 +1,6 @@
 """Hierarchical pools: by hand, at their degenerate limits, and against a dense masked oracle."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -7,35 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pellucid.core.cost import Cost
-from pellucid.core.errors import ConfigError
 from pellucid.pools.hierarchy import Hierarchy, HierarchyConfig
 from pellucid.pools.topk_mlp import TopKMLPConfig
 
 TINY = HierarchyConfig.tiny()
 WIDTH = 6
 EXACT = {"atol": 1e-11, "rtol": 1e-11}  # float64 sums of at most a few hundred products
-X = torch.tensor([1.0, 2.0], dtype=torch.float64)
-SMALL = HierarchyConfig(pools=2, slots=2, open_pools=2, k=2)
-
-
-def _hand(**change: object) -> Hierarchy:
-    """p = (.8, .2); reads (1,0), (0,1) | (1,1), (−1,0); writes (1,0), (0,1) | (1,1), (1,1);
-    c = (0,1). X = (1, 2) reads 1, 2 | 3, −1."""
-    config = replace(SMALL, **change)
-    pool = config.build(name="ffn", width=2, output_rms=1.0).double().eval()
-    with torch.no_grad():
-        pool.router.zero_()
-        pool.router_offset.copy_(torch.tensor([0.8, 0.2]).log())
-        pool.reads.copy_(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [-1.0, 0.0]]]))
-        pool.writes.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0]]))
-        pool.bias.copy_(torch.tensor([0.0, 1.0]))
-    return pool
-
-
-def _near(y: Tensor, expected: tuple[float, float], tolerance: float = 1e-6) -> None:
-    """float32 logarithms of the probabilities leave 1e-7."""
-    assert y.tolist() == [pytest.approx(value, abs=tolerance) for value in expected]
 
 
 @pytest.mark.parametrize(
@@ -61,57 +39,88 @@ def _near(y: Tensor, expected: tuple[float, float], tolerance: float = 1e-6) -> 
     ],
     ids=str,
 )
-def test_by_hand(change, y):
-    _near(_hand(**change)(X), y)
+def test_by_hand(change, y, hand, row, near):
+    near(hand(**change)(row), y)
 
 
-def test_a_bias_shifts_the_reads():
-    pool = _hand()
+def test_a_bias_shifts_the_reads(hand, row, near):
+    pool = hand()
     with torch.no_grad():
         pool.read_bias.copy_(torch.tensor([[0.0, -2.0], [0.0, 6.0]]))
     # a = 1, 0 | 3, 5: s = .8, 0 | .6, 1.0; 1.0(1,1) + .8(1,0) + (0,1)
-    _near(pool(X), (1.8, 2.0))
+    near(pool(row), (1.8, 2.0))
 
 
-def test_pool_scaling_by_hand():
-    pool = _hand(pool_scaling=True)
+def test_pool_scaling_by_hand(hand, row, near):
+    pool = hand(pool_scaling=True)
     assert pool.scaling is not None
-    _near(pool(X), (0.8, 2.6))
+    near(pool(row), (0.8, 2.6))
     with torch.no_grad():
         pool.scaling.copy_(torch.tensor([1.0, 0.0]))
     # Pool mean (.5, .5): û = (1.5, −.5) and (−.5, 1.5), so a = .5, 2.5 and s = .4, 2.0 | .6, 0.
-    _near(pool(X), (0.6, 3.6))
+    near(pool(row), (0.6, 3.6))
     assert pool.read(torch.tensor([0])).tolist() == [[1.5, -0.5]]
 
 
-def test_batchtopk_by_hand():
-    # k · rows = 4 of: .8, 1.6, .6, 0 (row X) and, for 2 X, 1.6, 3.2, 1.2, 0.
+def test_batchtopk_by_hand(hand, row, near):
+    # k · rows = 4 of: .8, 1.6, .6, 0 (the row) and, for twice it, 1.6, 3.2, 1.2, 0.
     # Kept: 3.2, 1.6, 1.6, 1.2, so the first row keeps 1.6 alone and θ = 1.2.
-    pool = _hand(select="batchtopk").train()
-    y = pool(torch.stack((X, 2 * X)))
-    _near(y[0], (0.0, 2.6))
-    _near(y[1], (2.8, 5.4))
+    pool = hand(select="batchtopk").train()
+    y = pool(torch.stack((row, 2 * row)))
+    near(y[0], (0.0, 2.6))
+    near(y[1], (2.8, 5.4))
     assert pool.threshold.item() == pytest.approx(1.2, abs=1e-6)
     # Evaluation keeps s > θ: of .8, 1.6, .6 only 1.6, whatever else is in the batch.
-    _near(pool.eval()(X), (0.0, 2.6))
+    near(pool.eval()(row), (0.0, 2.6))
 
 
-def test_the_threshold_is_a_running_mean():
-    pool = _hand(select="batchtopk").train()
-    pool(X[None])  # 1.6 and .8 are kept: θ = .8
+def test_the_threshold_is_a_running_mean(hand, row):
+    pool = hand(select="batchtopk").train()
+    pool(row[None])  # 1.6 and .8 are kept: θ = .8
     assert pool.threshold.item() == pytest.approx(0.8, abs=1e-6)
     pool.after_step()
-    pool(2 * X[None])  # 3.2 and 1.6: a plain mean at first, θ = (.8 + 1.6) / 2
+    pool(2 * row[None])  # 3.2 and 1.6: a plain mean at first, θ = (.8 + 1.6) / 2
     assert pool.threshold.item() == pytest.approx(1.2, abs=1e-6)
     pool.steps.fill_(5000)
-    pool(X[None])  # later .999 · 1.2 + .001 · .8
+    pool(row[None])  # later .999 · 1.2 + .001 · .8
     assert pool.threshold.item() == pytest.approx(1.1996, abs=1e-6)
-    pool.eval()(4 * X[None])
+    pool.eval()(4 * row[None])
     assert pool.threshold.item() == pytest.approx(1.1996, abs=1e-6)
 
 
-def test_the_code_by_hand():
-    code = _hand(k=3).activate(X)
+def test_the_batches_of_one_step_count_as_their_mean(hand, row):
+    pool = hand(select="batchtopk").train()
+    pool.threshold.fill_(7.0)  # wherever θ was settled
+    for factor, mean in ((1, 0.8), (2, 1.2), (6, 2.4)):
+        # .8, 1.6 and 4.8: the smallest of each batch's two.
+        pool(factor * row[None])
+        assert pool.threshold.item() == pytest.approx(mean, abs=1e-6)
+    pool.after_step()
+    assert pool.batches.item() == 0
+    # The second step's batches have 1.6 and 4.8. θ goes halfway to 1.6, then to the mean of 3.2.
+    pool(2 * row[None])
+    assert pool.threshold.item() == pytest.approx((2.4 + 1.6) / 2, abs=1e-6)
+    pool(6 * row[None])
+    assert pool.threshold.item() == pytest.approx(2.8, abs=1e-6)
+    pool.after_step()
+    # Later a thousandth of the way to the step's mean, as one batch of it would go.
+    pool.steps.fill_(5000)
+    pool(row[None])
+    pool(2 * row[None])
+    assert pool.threshold.item() == pytest.approx(2.8 + (1.2 - 2.8) / 1000, abs=1e-6)
+
+
+def test_a_batch_in_which_nothing_speaks_has_threshold_zero(hand):
+    pool = hand(select="batchtopk").train()
+    with torch.no_grad():
+        pool.read_bias.fill_(-99.0)
+    y = pool(torch.ones(3, 2, dtype=torch.float64))
+    assert torch.equal(y, pool.bias.expand(3, 2))
+    assert pool.threshold.item() == 0.0
+
+
+def test_the_code_by_hand(hand, row):
+    code = hand(k=3).activate(row)
     found = {u: (g, a) for u, g, a in zip(*(t.tolist() for t in (code.unit, code.gate, code.act)))}
     assert found == {
         1: (pytest.approx(0.8), 2.0),
@@ -120,8 +129,8 @@ def test_the_code_by_hand():
     }
 
 
-def test_named_units_keep_the_gates_of_the_full_competition():
-    code = _hand(k=1).activate(X, unit=torch.tensor([2, 1, 3]))
+def test_named_units_keep_the_gates_of_the_full_competition(hand, row):
+    code = hand(k=1).activate(row, unit=torch.tensor([2, 1, 3]))
     # Unit 1 won; unit 2 would have said 3 and lost; unit 3 reads −1.
     assert code.gate.tolist() == [0.0, pytest.approx(0.8), 0.0]
     assert code.act.tolist() == [3.0, 2.0, 0.0]
@@ -307,6 +316,26 @@ def test_a_frozen_router_gets_no_gradient_and_still_routes():
     assert len(pool.activate(torch.randn(99, WIDTH)).unit.unique()) > 7
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_model_opens_the_pools_of_its_precise_copy(dtype):
+    config = HierarchyConfig(pools=256, slots=2, open_pools=8, k=8, balance="bias")
+    half = config.build(name="ffn", width=WIDTH, output_rms=1.0).to(dtype).eval()
+    with torch.no_grad():
+        half.router_offset.normal_()
+        half.router_bias.normal_(std=0.1)
+    precise = deepcopy(half).float()
+    x = torch.randn(1000, WIDTH).to(dtype)
+    logits, opened = half._route(x)
+    assert logits.dtype == torch.float32
+    expected, same = precise._route(x.float())
+    assert torch.equal(logits, expected)
+    assert torch.equal(opened, same)
+    # Rounded to the model's own type, 256 logits of a row do tie, and other pools would open.
+    rounded = (expected.to(dtype) + half.router_bias).topk(8).indices
+    assert not torch.equal(rounded.sort(-1).values, same.sort(-1).values)
+    assert half(x).dtype == dtype
+
+
 def test_the_router_stays_precise_under_autocast():
     pool = _perturbed(TINY).float().eval()
     x = torch.randn(63, WIDTH)
@@ -315,64 +344,6 @@ def test_the_router_stays_precise_under_autocast():
         low = pool._route(x)
     assert low[0].dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(exact, low))
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        # d = 4, P = 3, n = 2, e = 2, k = 1. Router 15; units 6 · 9 = 54; c 4.
-        # Active: 15 + 4 · 5 + 4 + 4 = 43. Forward 2 · 4 · (3 + 4 + 1) = 64.
-        # Training 4 · (18 + 8 + 10) = 144.
-        ({}, Cost(total=73, active=43, forward=64, training=144)),
-        # A sink unit: 2 · 4 + 1 parameters, 16 FLOPs forward, three times that in training.
-        ({"shared": "sink_unit"}, Cost(total=82, active=52, forward=80, training=192)),
-        # One scale a pool; one threshold a unit, of which 4 are read.
-        ({"pool_scaling": True}, Cost(total=76, active=46, forward=64, training=144)),
-        ({"select": "jumprelu"}, Cost(total=79, active=47, forward=64, training=144)),
-    ],
-    ids=str,
-)
-def test_costs_by_hand(change, expected):
-    config = HierarchyConfig(pools=3, slots=2, open_pools=2, k=1, **change)
-    assert config.cost(4) == expected
-    pool = config.build(name="ffn", width=4, output_rms=1.0)
-    assert sum(p.numel() for p in pool.parameters()) == expected.total
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pools": 0}, "pools: expected at least 1, found 0"),
-        ({"slots": 0}, "slots: expected at least 1, found 0"),
-        ({"open_pools": 0}, "open_pools: expected at least 1, found 0"),
-        ({"k": 0}, "k: expected at least 1, found 0"),
-        ({"unit_balance_steps": 0}, "unit_balance_steps: expected at least 1, found 0"),
-        ({"open_pools": 6}, "open_pools: expected at most pools = 5, found 6; open fewer pools"),
-        (
-            {"k": 22},
-            "k: expected at most open_pools · slots = 21, found 22; lower k or open more pools",
-        ),
-        (
-            {"open_pools": 1},
-            "gate: renorm is identically 1 with one open pool, so the router would get no "
-            "gradient from the task; use gate p, or open more pools",
-        ),
-        (
-            {"open_pools": 1, "gate": "softmax_of_p"},
-            "gate: softmax_of_p is identically 1 with one open pool, so the router would get no "
-            "gradient from the task; use gate p, or open more pools",
-        ),
-    ],
-    ids=str,
-)
-def test_sizes_that_cannot_be(change, message):
-    with pytest.raises(ConfigError) as caught:
-        replace(TINY, **change)
-    assert str(caught.value) == message
-
-
-def test_one_pool_in_all_needs_no_router_gradient():
-    assert HierarchyConfig(pools=1, slots=4, open_pools=1, k=2).gate == "renorm"
 
 
 class _Largest(TorchDispatchMode):

@@ -7,44 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from pellucid.core.errors import ConfigError
 from pellucid.pools.hierarchy import Hierarchy, HierarchyConfig
 
 TINY = HierarchyConfig.tiny()
 WIDTH = 6
-X = torch.tensor([1.0, 2.0], dtype=torch.float64)
-SMALL = HierarchyConfig(pools=2, slots=2, open_pools=2, k=2)
 
 
-def _hand(**change: object) -> Hierarchy:
-    """p = (.8, .2); reads (1,0), (0,1) | (1,1), (−1,0); writes (1,0), (0,1) | (1,1), (1,1);
-    c = (0,1). X = (1, 2) reads 1, 2 | 3, −1."""
-    config = replace(SMALL, **change)
-    pool = config.build(name="ffn", width=2, output_rms=1.0).double().eval()
-    with torch.no_grad():
-        pool.router.zero_()
-        pool.router_offset.copy_(torch.tensor([0.8, 0.2]).log())
-        pool.reads.copy_(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [-1.0, 0.0]]]))
-        pool.writes.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0]]))
-        pool.bias.copy_(torch.tensor([0.0, 1.0]))
-    return pool
-
-
-def _near(y: Tensor, expected: tuple[float, float], tolerance: float = 1e-6) -> None:
-    """float32 logarithms of the probabilities leave 1e-7."""
-    assert y.tolist() == [pytest.approx(value, abs=tolerance) for value in expected]
-
-
-def test_auxiliary_losses_by_hand():
-    pool = _hand(open_pools=1, gate="p", balance_weight=0.5, router_z_weight=0.25).train()
-    _, parts = pool.forward_with_parts(torch.stack((X, -X)))
+def test_auxiliary_losses_by_hand(hand, row):
+    pool = hand(open_pools=1, gate="p", balance_weight=0.5, router_z_weight=0.25).train()
+    _, parts = pool.forward_with_parts(torch.stack((row, -row)))
     # Every row opens pool 0: F = (1, 0), P = (.8, .2), so .5 · 2 · .8; logsumexp(log p) = 0.
     assert set(parts) == {"balance", "router_z"}
     assert parts["balance"].item() == pytest.approx(0.8, abs=1e-6)
     assert parts["router_z"].item() == pytest.approx(0.0, abs=1e-6)
     with torch.no_grad():
         pool.router_offset += math.log(3)
-    _, parts = pool.forward_with_parts(X[None])
+    _, parts = pool.forward_with_parts(row[None])
     assert parts["router_z"].item() == pytest.approx(0.25 * math.log(3) ** 2, abs=1e-6)
 
 
@@ -65,23 +43,23 @@ def test_which_losses_there_are(change, names):
     assert sorted(pool.forward_with_parts(torch.randn(9, WIDTH))[1]) == sorted(names)
 
 
-def test_the_selection_bias_moves_the_choice_and_never_the_gates():
-    pool = _hand(open_pools=1, gate="p", balance="bias")
+def test_the_selection_bias_moves_the_choice_and_never_the_gates(hand, row, near):
+    pool = hand(open_pools=1, gate="p", balance="bias")
     with torch.no_grad():
         pool.router_bias.copy_(torch.tensor([0.0, 10.0]))
     # Pool 1 is opened, at its own p = .2: s = .6, 0.
-    _near(pool(X), (0.6, 1.6))
+    near(pool(row), (0.6, 1.6))
 
 
-def test_bias_balancing_moves_against_the_load():
-    pool = _hand(open_pools=1, gate="p", balance="bias", bias_rate=0.25).train()
-    pool(torch.stack((X, X)))
-    pool(X[None])  # loads add up until the step
+def test_bias_balancing_moves_against_the_load(hand, row):
+    pool = hand(open_pools=1, gate="p", balance="bias", bias_rate=0.25).train()
+    pool(torch.stack((row, row)))
+    pool(row[None])  # loads add up until the step
     assert pool.pool_load.tolist() == [3.0, 0.0]
     pool.after_step()
     assert pool.router_bias.tolist() == [-0.25, 0.25]
     assert pool.pool_load.tolist() == [0.0, 0.0]
-    pool.eval()(X[None])
+    pool.eval()(row[None])
     assert pool.pool_load.tolist() == [0.0, 0.0], "evaluation does not count"
 
 
@@ -208,10 +186,10 @@ def test_revive_brings_back_units_that_read_nothing():
     assert revived[0.05] > 0.9
 
 
-def test_revive_waits_and_stops_by_hand():
-    pool = _hand(k=1, revive=0.5, revive_after=2).train()
+def test_revive_waits_and_stops_by_hand(hand, row):
+    pool = hand(k=1, revive=0.5, revive_after=2).train()
     for _ in range(3):
-        pool(X[None])
+        pool(row[None])
         pool.after_step()
     # Unit 1 wins each time; the others were silent 1, 2, 3 steps and rose at the second and third.
     assert pool.silent.tolist() == [3, 0, 3, 3]
@@ -219,9 +197,41 @@ def test_revive_waits_and_stops_by_hand():
     assert pool.unit_load.tolist() == [0.0] * 4
 
 
-def test_the_unit_bias_rises_while_a_unit_is_selected_less_than_the_mean():
-    pool = _hand(k=1, unit_balance=0.125, unit_balance_steps=8).train()
-    pool(X[None])
+def test_revive_leaves_the_units_of_closed_pools_alone(hand, row):
+    pool = hand(open_pools=1, gate="p", k=1, revive=0.125, revive_after=2).train()
+    for _ in range(5):
+        pool(row[None])
+        pool.after_step()
+    # Pool 0 opens each time and unit 1 wins, at 2 against unit 0's 1 to 1.5; units 2 and 3 had no
+    # chance to be silent.
+    assert pool.silent.tolist() == [5, 0, 0, 0]
+    assert pool.read_bias.tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    with torch.no_grad():
+        pool.router_offset.copy_(torch.tensor([0.2, 0.8]).log())
+    for _ in range(2):
+        pool(-row[None])
+        pool.after_step()
+    # Now pool 1 opens, where unit 3 wins (it reads 1) and unit 2 (it reads −3) has been silent
+    # twice; unit 0, due for more when its pool closed, waits.
+    assert pool.silent.tolist() == [5, 0, 2, 0]
+    assert pool.read_bias.tolist() == [[0.5, 0.0], [0.125, 0.0]]
+
+
+def test_revive_does_not_grow_biases_in_pools_that_never_open():
+    config = replace(TINY, revive=0.05, revive_after=3)
+    pool = config.build(name="ffn", width=WIDTH, output_rms=1.0).train()
+    with torch.no_grad():
+        pool.router_offset[2] = -1e3
+        for _ in range(20):
+            pool(torch.randn(50, WIDTH))
+            pool.after_step()
+    assert (pool.read_bias[2] == 0).all()
+    assert (pool.silent.view(5, 7)[2] == 0).all()
+
+
+def test_the_unit_bias_rises_while_a_unit_is_selected_less_than_the_mean(hand, row):
+    pool = hand(k=1, unit_balance=0.125, unit_balance_steps=8).train()
+    pool(row[None])
     # Unit 1 wins: loads 0, 1 | 0, 0 against a mean of .25.
     assert pool.unit_load.tolist() == [0.0, 1.0, 0.0, 0.0]
     pool.after_step()
@@ -229,25 +239,25 @@ def test_the_unit_bias_rises_while_a_unit_is_selected_less_than_the_mean():
     assert pool.unit_load.tolist() == [0.0] * 4
 
 
-def test_the_unit_bias_is_annealed_to_exactly_zero():
-    pool = _hand(k=1, unit_balance=0.125, unit_balance_steps=8).train()
+def test_the_unit_bias_is_annealed_to_exactly_zero(hand, row):
+    pool = hand(k=1, unit_balance=0.125, unit_balance_steps=8).train()
     largest = []
     for _ in range(9):
-        pool(X[None])
+        pool(row[None])
         pool.after_step()
         largest.append(pool.unit_bias.abs().max().item())
     # Up by .125 a step until the cap (1 − step/8) · 8 · .125 comes down to meet it at step 4.
     assert largest == [0.125, 0.25, 0.375, 0.5, 0.375, 0.25, 0.125, 0.0, 0.0]
 
 
-def test_the_unit_bias_ranks_but_adds_no_strength():
-    pool = _hand(k=1, unit_balance=0.125).train()
+def test_the_unit_bias_ranks_but_adds_no_strength(hand, row, near):
+    pool = hand(k=1, unit_balance=0.125).train()
     with torch.no_grad():
         pool.unit_bias.copy_(torch.tensor([[1.0, 0.0], [0.0, 99.0]]))
     # Ranked 1.8, 1.6 | .6, and unit 3 reads below zero: unit 0 wins, with its own strength .8.
-    _near(pool(X[None])[0], (0.8, 1.0))
+    near(pool(row[None])[0], (0.8, 1.0))
     # In evaluation the bias is not there.
-    _near(pool.eval()(X), (0.0, 2.6))
+    near(pool.eval()(row), (0.0, 2.6))
 
 
 @pytest.mark.parametrize(
@@ -274,11 +284,6 @@ def test_state_survives_and_loads_are_not_part_of_it(config, moved):
         each.after_step()
     for name, value in pool.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-
-
-def test_unit_balance_is_refused_where_it_would_not_act():
-    with pytest.raises(ConfigError, match=r"unit_balance: acts with select topk only, found jump"):
-        replace(TINY, unit_balance=0.1, select="jumprelu")
 
 
 @pytest.mark.parametrize("select", ["batchtopk", "jumprelu"])

@@ -1,6 +1,7 @@
 """MONET's router: which entries each rule keeps, what rows see of one another, and the losses."""
 
 import math
+from copy import deepcopy
 from statistics import NormalDist
 
 import pytest
@@ -161,3 +162,24 @@ def test_autocast_does_not_coarsen_the_logits():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         routing = router(x)
     assert torch.equal(routing.row, router(x).row)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_half_precision_routers_choose_as_their_precise_copies(rule: Rule, training, dtype):
+    half = _router(rule).to(dtype).train(training)
+    precise, x = deepcopy(half).float(), torch.randn(200, 6).to(dtype)
+    found, expected = half(x), precise(x.float())
+    assert torch.equal(found.row, expected.row)
+    assert torch.equal(found.col, expected.col)
+
+
+def test_only_training_that_is_tracked_moves_the_running_statistics():
+    router, x = _router("batch"), torch.randn(9, 6, dtype=torch.float64)
+    before = {name: buffer.clone() for name, buffer in router.named_buffers()}
+    router.eval()(x, track=True)
+    router.train()(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in router.named_buffers())
+    router(x, track=True)
+    assert not any(torch.equal(buffer, before[name]) for name, buffer in router.named_buffers())

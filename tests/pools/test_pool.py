@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pellucid.core.host import edit_units
 from pellucid.core.unit import Code, Site
 from pellucid.pools import POOLS, TiedMLP
 from pellucid.pools.hierarchy import HierarchyConfig
@@ -19,7 +20,7 @@ def test_a_native_spec_reads_the_input_and_writes_the_output():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=3), st.integers(1, 5), st.integers(0, 99))
+@given(st.lists(st.integers(0, 3), max_size=3), st.integers(0, 5), st.integers(0, 99))
 def test_decode_rows_takes_any_leading_shape(shape, entries, seed):
     torch.manual_seed(seed)
     table = torch.randn(7, 4, dtype=torch.float64)
@@ -139,3 +140,39 @@ def test_bfloat16_autocast_runs_forward_and_backward(config):
     exact = pool.eval()(x)
     # bfloat16 acts round by 2^-8; a unit at the edge of the top-k may change places as well.
     assert (y.float() - exact).square().mean().sqrt() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_half_precision_models_run_and_keep_their_type(config, training, dtype):
+    pool = config.build(name="ffn", width=16, output_rms=0.3).to(dtype).train(training)
+    x = torch.randn(63, 16).to(dtype)
+    y, parts = pool.forward_with_parts(x)
+    assert y.dtype == pool.decode(pool.activate(x)).dtype == dtype
+    assert all(torch.isfinite(part) for part in (*parts.values(), y.sum()))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("config", [cls.tiny() for cls in POOLS], ids=lambda c: c.kind)
+def test_one_unit_leaves_bfloat16_to_a_rounding(config, named):
+    pool = config.build(name="ffn", width=64, output_rms=0.3).bfloat16().eval()
+    x = torch.randn(30, 64).bfloat16()
+    whole = pool.activate(x)
+    strongest = whole.unit.flatten()[whole.value.abs().argmax()][None]
+
+    def change(code: Code) -> Code:
+        return code.where(code.unit != strongest)
+
+    edit = edit_units(pool, change, unit=strongest if named else None)
+    delta = edit.apply(x, torch.zeros_like(x)).double()
+    code = pool.activate(x, unit=strongest) if named else whole
+    value = (code.value.double() * (code.unit == strongest)).sum(-1, keepdim=True)
+    on = (value != 0).squeeze(-1)
+    assert on.any()
+    # The other units cancel to the rounding of a float32 sum, at values of order 1.
+    assert (delta[~on].abs() < (1e-30 if named else 1e-6)).all()
+    expected = -value * pool.write(strongest).double()
+    error = ((delta - expected).norm(dim=-1) / expected.norm(dim=-1))[on]
+    # A value and a sum are rounded to bfloat16, by 2^-8 = .0039 at most each.
+    assert error.max() < 0.008

@@ -85,12 +85,6 @@ def test_pools_of_one_unit_are_peer(rows: int):
         torch.testing.assert_close(found, parameter.grad, rtol=0, atol=1e-11)  # over 63 rows
 
 
-@pytest.mark.parametrize("law", laws.LAWS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_obeys_the_laws(variant: str, law: laws.Law):
-    law(_build(VARIANTS[variant]), torch.randn(2, 3, 8, dtype=torch.float64))
-
-
 def test_heads_that_open_the_same_pools_are_merged():
     # Both heads open the same two pools, so only 6 units are readable although k asks for 12: the
     # other entries are padding, and a pool's gate is the sum over its heads.

@@ -1,5 +1,7 @@
 """The product-key router: its norms, its chunks, its counts, and where its gradient goes."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -103,6 +105,26 @@ def test_autocast_does_not_coarsen_the_scores():
         address, gate = router(x)
     assert torch.equal(address, router(x)[0])
     assert torch.equal(gate, router(x)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", ["rms", "none", "batch"])
+def test_half_precision_routers_choose_as_their_precise_copies(norm: Norm, training, dtype):
+    half = _router(norm).to(dtype).train(training)
+    precise, x = deepcopy(half).float(), torch.randn(200, 6).to(dtype)
+    for one, other in zip(half(x), precise(x.float())):
+        assert torch.equal(one, other)
+
+
+def test_only_training_that_is_tracked_moves_the_running_statistics():
+    router, x = _router("batch"), torch.randn(9, 6)
+    before = {name: buffer.clone() for name, buffer in router.named_buffers()}
+    router.eval()(x, track=True)
+    router.train()(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in router.named_buffers())
+    router(x, track=True)
+    assert not any(torch.equal(buffer, before[name]) for name, buffer in router.named_buffers())
 
 
 @pytest.mark.parametrize("share_keys", [False, True])

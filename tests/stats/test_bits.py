@@ -40,3 +40,11 @@ def test_a_token_without_bytes_still_costs():
     nats = torch.tensor([2.0, 6.0]) * math.log(2)
     result = bits_per_byte_by_domain(nats, torch.tensor([4, 0]), torch.tensor([0, 0]), domains=1)
     assert result.item() == pytest.approx(2.0, abs=1e-6)
+
+
+def test_loss_without_bytes_is_no_figure():
+    # Domain 1 pays 6 bits and spells nothing: neither 0 nor infinity says anything about it.
+    nats = torch.tensor([2.0, 6.0]) * math.log(2)
+    result = bits_per_byte_by_domain(nats, torch.tensor([4, 0]), torch.tensor([0, 1]), domains=2)
+    assert result[0].item() == pytest.approx(0.5, abs=1e-6)
+    assert math.isnan(result[1].item())

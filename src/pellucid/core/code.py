@@ -34,9 +34,11 @@ def take_largest(code: Code, write_norm: Float[Tensor, "*batch k"], limit: int) 
 def named_gates(code: Code, unit: Int[Tensor, " k"], num_units: int) -> Float[Tensor, "*batch k"]:
     """The gate that a code gives to each named unit: 0 where the unit is not in the row.
 
-    A unit is in a row at most once, padding (gate 0) aside, so gates are added up.
+    A unit is in a row at most once, padding (gate 0) aside, so gates are added up. One that is
+    named twice has its gate in both places.
     """
-    column = torch.full((num_units,), unit.shape[0], device=unit.device)
-    column[unit] = torch.arange(unit.shape[0], device=unit.device)
-    gates = code.gate.new_zeros(*code.gate.shape[:-1], unit.shape[0] + 1)
-    return gates.scatter_add(-1, column[code.unit], code.gate)[..., :-1]
+    distinct, place = torch.unique(unit, return_inverse=True)
+    column = torch.full((num_units,), distinct.shape[0], device=unit.device)
+    column[distinct] = torch.arange(distinct.shape[0], device=unit.device)
+    gates = code.gate.new_zeros(*code.gate.shape[:-1], distinct.shape[0] + 1)
+    return gates.scatter_add(-1, column[code.unit], code.gate)[..., place]

@@ -49,8 +49,24 @@ def check_positive(config: object, *names: str) -> None:
     """Every named field is at least 1, or a ``ConfigError`` names the one that is not."""
     for name in names:
         size = getattr(config, name)
-        if size < 1:
+        if not size >= 1:
             raise ConfigError(f"{name}: expected at least 1, found {size}")
+
+
+def check_above_zero(config: object, *names: str) -> None:
+    """The same for numbers above 0; NaN is none."""
+    for name in names:
+        number = getattr(config, name)
+        if not number > 0:
+            raise ConfigError(f"{name}: expected more than 0, found {number}")
+
+
+def check_at_least_zero(config: object, *names: str) -> None:
+    """The same for numbers of at least 0; NaN is none."""
+    for name in names:
+        number = getattr(config, name)
+        if not number >= 0:
+            raise ConfigError(f"{name}: expected at least 0, found {number}")
 
 
 def _parse(kind: Any, data: Any, where: str, field: str) -> Any:
@@ -117,7 +133,8 @@ def _parse_union(kind: Any, data: Any, where: str, field: str) -> Any:
             typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in structs
         }
         found = data.get("kind")
-        if found not in by_kind:
+        # A list or an object cannot even be looked up.
+        if not isinstance(found, str) or found not in by_kind:
             name = f"{field}.kind" if field else "kind"
             hint = nearest(str(found), by_kind)
             raise ConfigError(f"{where}: {name}: found {found!r}; {hint}")

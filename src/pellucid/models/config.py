@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pellucid.core.config import check_positive
+from pellucid.core.config import check_above_zero, check_positive
 from pellucid.core.errors import ConfigError
 from pellucid.pools import PoolConfig
 
@@ -40,6 +40,7 @@ class TransformerConfig:
             "context",
             "tied_mlp_width",
         )
+        check_above_zero(self, "rope_theta", "norm_eps")
         if self.heads % self.kv_heads:
             raise ConfigError(
                 f"kv_heads: expected a divisor of heads = {self.heads}, found {self.kv_heads}"

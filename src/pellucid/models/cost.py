@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pellucid.core.cost import Cost
 from pellucid.models.config import TransformerConfig
-from pellucid.pools.hierarchy import HierarchyConfig
+from pellucid.models.parts import wants_tied_mlp
 
 BYTES_PER_WEIGHT = 4  # float32 weights
 BYTES_OF_ADAM = 8  # two float32 moments per weight
@@ -65,10 +65,7 @@ def _trunk_cost(config: TransformerConfig) -> Cost:
 
 
 def _tied_mlp_cost(config: TransformerConfig) -> Cost:
-    users = sum(
-        isinstance(slot, HierarchyConfig) and slot.shared == "tied_mlp"
-        for slot in map(config.slot, range(config.layers))
-    )
+    users = sum(wants_tied_mlp(config.slot(layer)) for layer in range(config.layers))
     params = 2 * config.width * config.tied_mlp_width if users else 0
     forward = 4 * config.width * config.tied_mlp_width * users
     return Cost(total=params, active=params, forward=forward, training=3 * forward)

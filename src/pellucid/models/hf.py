@@ -34,11 +34,17 @@ from pellucid.models.config import TransformerConfig
 from pellucid.models.hf_config import PellucidConfig
 from pellucid.models.hf_files import WEIGHTS, export_pretrained, load_transformer
 from pellucid.models.hf_host import HuggingFaceHost
+from pellucid.models.parts import (
+    attention_of,
+    draw,
+    draw_attention,
+    slot_of,
+    tied_mlp_of,
+    weight_std,
+)
 from pellucid.nn.attention import Attention, Remember
 from pellucid.nn.norm import RMSNorm
 from pellucid.nn.rope import rope_angles
-from pellucid.pools import Pool, TiedMLP
-from pellucid.pools.hierarchy import HierarchyConfig
 
 __all__ = [
     "HuggingFaceHost",
@@ -61,22 +67,9 @@ class PellucidLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(
-            config.width,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            qk_norm=config.qk_norm,
-            layer=layer,
-            eps=config.norm_eps,
-        )
+        self.self_attn = attention_of(config, layer)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp: Pool = config.slot(layer).build(
-            name=f"{name}.mlp",
-            width=config.width,
-            output_rms=0.25 / (2 * config.layers) ** 0.5,
-            tied=tied,
-        )
+        self.mlp = slot_of(config, layer, f"{name}.mlp", tied)
 
     def forward(
         self,
@@ -107,7 +100,7 @@ class PellucidPreTrainedModel(PreTrainedModel, ABC):
         between steps. Any other tensor of a pool must have been loaded.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
-            initialization.normal_(module.weight, std=0.02)
+            initialization.normal_(module.weight, std=weight_std(module))
         elif isinstance(module, RMSNorm):
             initialization.ones_(module.gain)
         else:
@@ -134,10 +127,7 @@ class PellucidModel(PellucidPreTrainedModel):
         decoder = config.transformer_config()
         self.theta = decoder.rope_theta
         self.embed_tokens = nn.Embedding(decoder.vocab_size, decoder.width)
-        wants_tied = any(
-            isinstance(pool, HierarchyConfig) and pool.shared == "tied_mlp" for pool in decoder.ffn
-        )
-        self.tied_mlp = TiedMLP(decoder.width, decoder.tied_mlp_width) if wants_tied else None
+        self.tied_mlp = tied_mlp_of(decoder)
         self.layers = nn.ModuleList(
             PellucidLayer(decoder, layer, f"{prefix}layers.{layer}", self.tied_mlp)
             for layer in range(decoder.layers)
@@ -161,8 +151,8 @@ class PellucidModel(PellucidPreTrainedModel):
         """The normed residual stream of every position.
 
         ``attention_mask`` is 0 on padding, 1 elsewhere, over cached and new positions: [B, S]; or
-        a ready mask [B, 1, T, S], true where a new position may see another. Keys and values
-        are kept where ``use_cache`` is true or a cache is given.
+        a ready mask [B, 1, T, S], true where a new position may see another, or, of floats, 0
+        there. Keys and values are kept where ``use_cache`` is true or a cache is given.
         Positions count the tokens that are not padding, unless ``position_ids`` gives them.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -175,7 +165,7 @@ class PellucidModel(PellucidPreTrainedModel):
             position_ids = _positions(x, attention_mask, past)
         rope = rope_angles(position_ids.expand(x.shape[:2]), self.config.head_dim, self.theta)
         mask = _mask(x, attention_mask, past)
-        remember = None if past_key_values is None else past_key_values.update
+        remember = None if past_key_values is None else _written(past_key_values, past + x.shape[1])
         stream = [x]
         for layer in self.layers:
             stream.append(layer(stream[-1], rope, mask, remember))
@@ -188,13 +178,10 @@ class PellucidModel(PellucidPreTrainedModel):
 
     def _draw(self) -> None:
         """Draw the trunk as ``Transformer`` does; pools have drawn and calibrated themselves."""
-        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        draw(self.embed_tokens)
         for module in self.modules():
             if isinstance(module, Attention):
-                for linear in (module.query, module.key, module.value):
-                    nn.init.normal_(linear.weight, std=0.02)
-                std = 0.02 / (2 * len(self.layers)) ** 0.5
-                nn.init.normal_(module.out.weight, std=std)
+                draw_attention(module, len(self.layers))
             setattr(module, MARK, True)
         for tensor in (*self.parameters(), *self.buffers()):
             setattr(tensor, MARK, True)
@@ -269,13 +256,27 @@ def _positions(
     return counted.clamp_min(0)[:, past : past + seq]
 
 
+def _written(cache: Cache, length: int) -> Remember:
+    """``cache.update`` without the room of static caches in which nothing has been written yet."""
+
+    def remember(key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = cache.update(key, value, layer)
+        return keys[:, :, :length], values[:, :, :length]
+
+    return remember
+
+
 def _mask(
     x: Float[Tensor, "B T d"], attention_mask: Tensor | None, past: int
 ) -> Bool[Tensor, "B T S"] | None:
     """Which positions each new one may see; ``None`` where plain causal attention is meant."""
-    if attention_mask is not None and attention_mask.ndim == 4:  # as static caches have it made
-        return attention_mask[:, 0].bool()
     batch, seq, _ = x.shape
+    if attention_mask is not None and attention_mask.ndim == 4:  # as static caches have it made
+        ready = attention_mask[:, 0, :, : past + seq]
+        # Floats are added to scores: 0 where one may see, very negative elsewhere.
+        mask = ready == 0 if ready.is_floating_point() else ready.bool()
+        # Padding sees everything: a softmax over nothing would be NaN, and spread.
+        return mask | ~mask.any(-1, keepdim=True)
     padded = attention_mask is not None and not bool(attention_mask.all())
     if not padded and (past == 0 or seq == 1):
         return None

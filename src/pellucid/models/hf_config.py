@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from pellucid.core.config import from_dict, to_dict
+from pellucid.core.errors import ConfigError
 from pellucid.models.config import TransformerConfig
 from pellucid.pools.dense import DenseConfig
 
@@ -32,16 +33,18 @@ class PellucidConfig(PreTrainedConfig):
     """``transformer`` is the plain value of a ``TransformerConfig``; without it, a small one.
 
     ``kwargs`` are transformers' own fields, and any of ``SHARED_FIELDS`` by transformers' name.
+    What a file holds is checked by ``transformer_config`` alone, which knows the file's name.
     """
 
     model_type = "pellucid"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
-    def __init__(self, transformer: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.transformer = copy.deepcopy(transformer) or to_dict(_small())
+    def __init__(self, transformer: Any = None, **kwargs: Any) -> None:
+        self.transformer = to_dict(_small()) if transformer is None else copy.deepcopy(transformer)
+        plain = self.transformer if isinstance(self.transformer, dict) else {}
         self.use_cache = kwargs.pop("use_cache", True)
         for theirs, ours in SHARED_FIELDS:
-            setattr(self, theirs, kwargs.pop(theirs, self.transformer.get(ours)))
+            setattr(self, theirs, kwargs.pop(theirs, plain.get(ours)))
         super().__init__(**kwargs)
 
     @classmethod
@@ -56,6 +59,11 @@ class PellucidConfig(PreTrainedConfig):
 
     def transformer_config(self, *, where: str = "config.json") -> TransformerConfig:
         """The ``TransformerConfig``; ``where`` names the file in its ``ConfigError``."""
+        if not isinstance(self.transformer, dict):
+            raise ConfigError(
+                f"{where}: transformer: expected an object, found {self.transformer!r}; export the "
+                "model again"
+            )
         shared = {ours: getattr(self, theirs) for theirs, ours in SHARED_FIELDS}
         return from_dict(TransformerConfig, {**self.transformer, **shared}, where=where)
 

@@ -7,6 +7,7 @@ export costs one pass over the weights.
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -59,9 +60,9 @@ def export_pretrained(model: Transformer, folder: Path, *, tokens_end: int | Non
     if model.config.tied_embeddings:
         del state["lm_head.weight"]
     contiguous = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     weights_aside, config_aside = folder / f".writing_{WEIGHTS}", folder / f".writing_{CONFIG}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, weights_aside, metadata={"format": "pt"})
         config_aside.write_text(config.to_json_string() + "\n", encoding="utf-8")
         for aside, name in ((weights_aside, WEIGHTS), (config_aside, CONFIG)):
@@ -69,8 +70,9 @@ def export_pretrained(model: Transformer, folder: Path, *, tokens_end: int | Non
             aside.replace(folder / name)
         _sync(folder)
     except (OSError, SafetensorError) as error:
-        for aside in (weights_aside, config_aside):
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            for aside in (weights_aside, config_aside):
+                aside.unlink(missing_ok=True)
         raise CheckpointError(
             f"{folder / WEIGHTS}: cannot be written: {_one_line(error)}; what was there is "
             "intact: free some space or choose another folder"

@@ -28,6 +28,9 @@ def run_hooked(
 ) -> Trace:
     """Run ``call`` (a forward pass of ``model`` that returns logits) with edits and keeps.
 
+    Where the pass reaches a module several times, edits apply at every visit, and what is kept is
+    the tensor of the last.
+
     Errors: an ``AddressError`` for a site the model does not have (nearest offered), for one that
     the pass never reached, and for an edit that writes before it has read.
     """

@@ -17,11 +17,11 @@ from pellucid.core.unit import Site
 from pellucid.models.config import TransformerConfig
 from pellucid.models.evaluation import evaluating
 from pellucid.models.hooks import run_hooked, site_width
-from pellucid.nn.attention import Attention, Remember
+from pellucid.models.parts import attention_of, draw, draw_attention, slot_of, tied_mlp_of
+from pellucid.nn.attention import Remember
 from pellucid.nn.norm import RMSNorm
 from pellucid.nn.rope import rope_angles
-from pellucid.pools import Pool, TiedMLP
-from pellucid.pools.hierarchy import HierarchyConfig
+from pellucid.pools import Pool
 
 Parts = Mapping[str, Float[Tensor, ""]]
 
@@ -32,22 +32,9 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int, tied: nn.Module | None) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
-        self.attn = Attention(
-            config.width,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            qk_norm=config.qk_norm,
-            layer=layer,
-            eps=config.norm_eps,
-        )
+        self.attn = attention_of(config, layer)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
-        self.ffn: Pool = config.slot(layer).build(
-            name=f"blocks.{layer}.ffn",
-            width=config.width,
-            output_rms=0.25 / (2 * config.layers) ** 0.5,
-            tied=tied,
-        )
+        self.ffn = slot_of(config, layer, f"blocks.{layer}.ffn", tied)
 
     def forward(
         self,
@@ -78,31 +65,22 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        wants_tied = any(
-            isinstance(pool, HierarchyConfig) and pool.shared == "tied_mlp" for pool in config.ffn
-        )
-        self.tied_mlp = TiedMLP(config.width, config.tied_mlp_width) if wants_tied else None
+        self.tied_mlp = tied_mlp_of(config)
         self.blocks = nn.ModuleList(
             Block(config, layer, self.tied_mlp) for layer in range(config.layers)
         )
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.unembed = nn.Linear(config.width, config.vocab_size, bias=False)
-        self._initialise()
+        self._draw()
         if config.tied_embeddings:
             self.unembed.weight = self.embed.weight
 
-    def _initialise(self) -> None:
-        """Trunk matrices ~ N(0, 0.02²), attention outputs divided by √(2 · layers).
-
-        Embeddings ~ N(0, 1 / width): tied, they start logits at unit scale, and a token stays
-        visible in the residual stream beside what the slots write there.
-        """
-        nn.init.normal_(self.embed.weight, std=self.config.width**-0.5)
-        nn.init.normal_(self.unembed.weight, std=0.02)
+    def _draw(self) -> None:
+        """Draw the trunk; pools have drawn and calibrated themselves."""
+        draw(self.embed)
+        draw(self.unembed)
         for block in self.layers():
-            for linear in (block.attn.query, block.attn.key, block.attn.value):
-                nn.init.normal_(linear.weight, std=0.02)
-            nn.init.normal_(block.attn.out.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+            draw_attention(block.attn, len(self.blocks))
 
     def layers(self) -> list[Block]:
         """The blocks in order."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive, keep_largest
+from pellucid.core.code import keep_largest
 from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.unit import Code
@@ -107,15 +107,14 @@ class _Neurons(TablePool):
 
     def _all_or_named(
         self,
-        gate: Float[Tensor, "*batch f"],
-        act: Float[Tensor, "*batch f"],
+        gate: Float[Tensor, "T f"],
+        act: Float[Tensor, "T f"],
         unit: Int[Tensor, " k"] | None,
         limit: int | None,
     ) -> Code:
-        check_exclusive(unit, limit)
         index = torch.arange(act.shape[-1], device=act.device)
         if unit is not None:
-            index, gate, act = unit, gate[..., unit], act[..., unit]
+            index, gate, act = unit, gate[:, unit], act[:, unit]
         code = Code(index.expand(act.shape), gate, act)
         return keep_largest(code, self.writes, limit)
 
@@ -136,14 +135,10 @@ class Dense(_Neurons):
     ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
         return F.linear(self._act(x), self.writes.t(), self.bias), {}
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        act = self._act(x)
+        act = self._act(rows)
         return self._all_or_named(torch.ones_like(act), act, unit, limit)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -169,14 +164,10 @@ class SwiGLU(_Neurons):
         value = F.silu(F.linear(x, self.gates)) * F.linear(x, self.reads)
         return F.linear(value, self.writes.t()), {}
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        gate, act = F.silu(F.linear(x, self.gates)), F.linear(x, self.reads)
+        gate, act = F.silu(F.linear(rows, self.gates)), F.linear(rows, self.reads)
         return self._all_or_named(gate, act, unit, limit)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

@@ -8,52 +8,50 @@
     y = c + shared(x) + Σ_{j∈S} s_j v_j;      û = u, or u + ω_pool (u − pool mean)
 
 A unit fires where its own read direction says so: there is no router proxy for the unit itself.
-Closed pools are never read, forward or backward. Cost per token: 2·d·(P + e·n + k) FLOPs forward,
-6·P·d + 2·e·n·d + 10·k·d in training, since only the selected units carry gradient.
+Closed pools are never read, forward or backward. Cost per token under topk: 2·d·(P + e·n + k) FLOPs
+forward, 6·P·d + 2·e·n·d + 10·k·d in training, since only the selected units carry gradient; they
+are read a second time for it, which these formulas leave out (see ``hierarchy_config``).
 
 **Units that stop being selected** get no gradient. They come back in three ways: the balance of
 pools keeps opening every pool; ``revive`` raises the read bias of a unit at every step from the
-``revive_after``-th on which it was silent, until it speaks again and learns; and ``unit_balance``
-adds a selection-only bias that rises while a unit is selected less than the mean and is annealed to
-0 at ``unit_balance_steps``, so that the final rule is the read direction alone. The last ranks only
-units whose own act is positive, so it cannot reach a unit that what it reads has drifted away from.
+``revive_after``-th on which its pool was open and it was silent, until it speaks again and learns;
+and ``unit_balance`` adds a selection-only bias that rises while a unit is selected less than the
+mean and is annealed to 0 at ``unit_balance_steps``, so that the final rule is the read direction
+alone. The last ranks only units whose own act is positive, so it cannot reach a unit that what it
+reads has drifted away from.
 
 **Batch-top-k** lets later tokens change earlier codes while training, and only then; θ, a running
-mean (0.999) of the smallest selected strength, replaces it in evaluation.
+mean (0.999) of each step's smallest selected strength, replaces it in evaluation. The batches of
+one step count as their mean.
 
 Pools of product-key experts: PEER, arXiv 2407.04153. Bias balancing: arXiv 2408.15664. JumpReLU:
 arXiv 2407.14435.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive, keep_largest, named_gates
-from pellucid.core.config import check_positive
-from pellucid.core.cost import Cost
-from pellucid.core.errors import ConfigError
+from pellucid.core.code import keep_largest, named_gates
 from pellucid.core.unit import Code
 from pellucid.ops.balance import balance_loss, bias_step, z_loss
 from pellucid.ops.pool_mlp import pool_select
 from pellucid.ops.select import batch_threshold, step
 from pellucid.ops.sparse_decode import sparse_read
+from pellucid.pools.hierarchy_config import HierarchySettings
 from pellucid.pools.pool import TablePool, calibrate, decode_rows, pool_spec
 from pellucid.pools.shared import SinkUnit
 
-# Threshold selections keep at most this many times k candidates per token, the strongest ones.
-CAPACITY = 8
 THRESHOLD_DECAY = 0.999
 SMALL_THRESHOLD = 1e-3  # where jumprelu's θ stands until it is settled on Gaussian rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchyConfig:
+class HierarchyConfig(HierarchySettings):
     """``pools`` pools of ``slots`` units; a token opens ``open_pools`` and keeps about ``k`` units.
 
     ``balance`` acts by a loss (``balance_weight``), by a selection bias (``bias_rate``), or not at
@@ -61,68 +59,6 @@ class HierarchyConfig:
     ``jump_threshold`` is the first θ of jumprelu, by default the one that k units pass.
     ``revive`` and ``unit_balance`` bring silent units back (see the module); 0 turns them off.
     """
-
-    kind: Literal["pools"] = "pools"
-    pools: int = 64
-    slots: int = 128
-    open_pools: int = 8
-    k: int = 12
-    gate: Literal["renorm", "p", "softmax_of_p", "ones"] = "renorm"
-    select: Literal["topk", "batchtopk", "jumprelu"] = "topk"
-    balance: Literal["loss", "bias", "none"] = "loss"
-    balance_weight: float = 0.01
-    bias_rate: float = 0.001
-    router_z_weight: float = 0.001
-    shared: Literal["none", "sink_unit", "tied_mlp"] = "none"
-    pool_scaling: bool = False
-    frozen_router: bool = False
-    unit_balance: float = 0.0
-    unit_balance_steps: int = 1000
-    revive: float = 0.0
-    revive_after: int = 200
-    jump_width: float = 0.05
-    jump_threshold: float | None = None
-    l0_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_positive(
-            self, "pools", "slots", "open_pools", "k", "unit_balance_steps", "revive_after"
-        )
-        if self.open_pools > self.pools:
-            raise ConfigError(
-                f"open_pools: expected at most pools = {self.pools}, found {self.open_pools}; "
-                "open fewer pools"
-            )
-        readable = self.open_pools * self.slots
-        if self.k > readable:
-            raise ConfigError(
-                f"k: expected at most open_pools · slots = {readable}, found {self.k}; "
-                "lower k or open more pools"
-            )
-        if self.unit_balance and self.select != "topk":
-            raise ConfigError(
-                f"unit_balance: acts with select topk only, found {self.select}; set it to 0"
-            )
-        if self.jump_threshold is not None and self.jump_threshold <= 0:
-            raise ConfigError(
-                f"jump_threshold: expected a positive number, found {self.jump_threshold}"
-            )
-        if self.open_pools == 1 < self.pools and self.gate in ("renorm", "softmax_of_p"):
-            raise ConfigError(
-                f"gate: {self.gate} is identically 1 with one open pool, so the router would get "
-                "no gradient from the task; use gate p, or open more pools"
-            )
-
-    @classmethod
-    def tiny(cls) -> "HierarchyConfig":
-        return cls(pools=5, slots=7, open_pools=3, k=4)
-
-    @property
-    def free_size(self) -> int:
-        return self.slots
-
-    def with_size(self, size: int) -> "HierarchyConfig":
-        return replace(self, slots=size)
 
     def build(
         self, *, name: str, width: int, output_rms: float, tied: nn.Module | None = None
@@ -134,26 +70,6 @@ class HierarchyConfig:
         calibrate(pool, output_rms)
         return pool
 
-    def cost(self, width: int) -> Cost:
-        opened, units = self.open_pools * self.slots, self.pools * self.slots
-        router = self.pools * (width + 1)
-        sink = 2 * width + 1 if self.shared == "sink_unit" else 0
-        scales = self.pools if self.pool_scaling else 0
-        thresholds = units if self.select == "jumprelu" else 0
-        beside = 4 * width if sink else 0
-        return Cost(
-            total=router + units * (2 * width + 1) + width + sink + scales + thresholds,
-            active=router
-            + opened * (width + 1)
-            + self.k * width
-            + width
-            + sink
-            + scales
-            + (opened if thresholds else 0),
-            forward=2 * width * (self.pools + opened + self.k) + beside,
-            training=width * (6 * self.pools + 2 * opened + 10 * self.k) + 3 * beside,
-        )
-
 
 class Hierarchy(TablePool):
     """A router over pools, and inside the open pools a competition of self-gated units."""
@@ -162,6 +78,8 @@ class Hierarchy(TablePool):
     unit_bias: Tensor
     threshold: Tensor
     steps: Tensor
+    batches: Tensor
+    step_threshold: Tensor
     pool_load: Tensor
     unit_load: Tensor
     silent: Tensor
@@ -194,7 +112,9 @@ class Hierarchy(TablePool):
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("silent", torch.zeros(self.spec.num_units, dtype=torch.long))
-        # Loads are zero again after every step, so a checkpoint needs none of them.
+        # What a step has seen so far is forgotten after it, so a checkpoint needs none of it.
+        self.register_buffer("batches", torch.zeros(()), persistent=False)
+        self.register_buffer("step_threshold", torch.zeros(()), persistent=False)
         self.register_buffer("pool_load", torch.zeros(config.pools), persistent=False)
         self.register_buffer("unit_load", torch.zeros(self.spec.num_units), persistent=False)
 
@@ -208,6 +128,8 @@ class Hierarchy(TablePool):
         y = decode_rows(code, self.writes).view(x.shape)
         if self.training:
             self._count(pool, code)
+            if self.config.select == "batchtopk":
+                self._follow_threshold(strength.detach()[code.gate > 0])
             return self.rest(x) + y, self._losses(logits, pool, code, strength)
         return self.rest(x) + y, {}
 
@@ -218,24 +140,16 @@ class Hierarchy(TablePool):
         """The router direction of each unit's pool."""
         return self.router[torch.div(unit, self.config.slots, rounding_mode="floor")]
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        check_exclusive(unit, limit)
-        rows = x.reshape(-1, x.shape[-1])
         logits, pool = self._route(rows)
         code, _ = self._compete(rows, pool, self._pool_gate(logits, pool))
-        if unit is not None:
-            gate = named_gates(code, unit, self.spec.num_units)
-            act = F.relu(F.linear(rows, self.read(unit), self.read_bias.flatten()[unit]))
-            code = Code(unit.expand(act.shape), gate.to(act.dtype), act)
-        code = keep_largest(code, self.writes, limit)
-        shape = (*x.shape[:-1], code.unit.shape[-1])
-        return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
+        if unit is None:
+            return keep_largest(code, self.writes, limit)
+        act = F.relu(F.linear(rows, self.read(unit), self.read_bias.flatten()[unit]))
+        gate = named_gates(code, unit, self.spec.num_units)
+        return Code(unit.expand(act.shape), gate, act)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         rest = self.bias.expand_as(x)
@@ -250,7 +164,7 @@ class Hierarchy(TablePool):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the selection biases against the loads of the step, then forget the loads."""
+        """Move the biases by what the step has seen, then forget it."""
         config = self.config
         self.steps += 1
         if config.balance == "bias":
@@ -262,11 +176,13 @@ class Hierarchy(TablePool):
             cap = left * config.unit_balance * config.unit_balance_steps
             self.unit_bias.copy_(moved.clamp(-cap, cap).view_as(self.unit_bias))
         if config.revive:
-            self.silent.copy_(torch.where(self.unit_load > 0, 0, self.silent + 1))
-            gone = (self.silent >= config.revive_after).view_as(self.read_bias)
-            self.read_bias.add_(config.revive * gone)
-        self.pool_load.zero_()
-        self.unit_load.zero_()
+            # In a closed pool nothing speaks: that is the router's doing, not the unit's.
+            opened = (self.pool_load > 0).repeat_interleave(config.slots)
+            self.silent.copy_(torch.where(self.unit_load > 0, 0, self.silent + opened))
+            gone = opened & (self.silent >= config.revive_after)
+            self.read_bias.add_(config.revive * gone.view_as(self.read_bias))
+        for seen in (self.batches, self.pool_load, self.unit_load):
+            seen.zero_()
 
     @torch.no_grad()
     def settle_threshold(self, *, rows: int = 4096) -> None:
@@ -291,9 +207,14 @@ class Hierarchy(TablePool):
         return self.reads + self.scaling[:, None, None] * centred
 
     def _route(self, rows: Float[Tensor, "T d"]) -> tuple[Float[Tensor, "T P"], Int[Tensor, "T e"]]:
-        """Router logits and the pools each row opens; β moves the choice, never the gates."""
+        """Router logits and the pools each row opens; β moves the choice, never the gates.
+
+        Logits have at least float32's precision, whatever autocast says: in bf16 they tie.
+        """
         with torch.autocast(rows.device.type, enabled=False):
-            logits = F.linear(rows.to(self.router.dtype), self.router, self.router_offset)
+            precise = torch.promote_types(self.router.dtype, torch.float32)
+            router, offset = self.router.to(precise), self.router_offset.to(precise)
+            logits = F.linear(rows.to(precise), router, offset)
         chosen = (logits + self.router_bias).topk(self.config.open_pools, dim=-1, sorted=False)
         return logits, chosen.indices
 
@@ -315,15 +236,14 @@ class Hierarchy(TablePool):
         """The code of the units that win, and every candidate's strength (jumprelu's L0)."""
         config, reads = self.config, self._reads()
         table, bias = reads.flatten(0, 1), self.read_bias.flatten()
-        capacity = config.k
-        if config.select != "topk":
-            capacity = min(config.open_pools * config.slots, CAPACITY * config.k)
         handicap = None
         if self.log_threshold is not None:
             handicap = self.log_threshold.exp()
         elif self.training and config.unit_balance:
             handicap = -self.unit_bias
-        unit = pool_select(rows, pool, gate, reads, self.read_bias, capacity, threshold=handicap)
+        unit = pool_select(
+            rows, pool, gate, reads, self.read_bias, config.candidates, threshold=handicap
+        )
         act = F.relu(sparse_read(rows, unit, table) + bias[unit])
         # Scattered over all pools, so that each selected unit finds its own pool's gate.
         spread = gate.new_zeros(rows.shape[0], config.pools).scatter(1, pool, gate)
@@ -341,14 +261,10 @@ class Hierarchy(TablePool):
         if self.log_threshold is not None:
             threshold = self.log_threshold.flatten()[unit].exp()
             return step(strength, threshold, self.config.jump_width)
-        threshold = self.threshold
         if self.training:
             threshold = batch_threshold(strength.detach(), self.config.k)
-            # A plain mean at first, so that where θ was settled is soon forgotten.
-            decay = min(THRESHOLD_DECAY, 1 - 1 / (int(self.steps) + 1))
-            self.threshold.copy_(decay * self.threshold + (1 - decay) * threshold)
             return (strength >= threshold.clamp_min(1e-30)).to(strength.dtype)
-        return (strength > threshold).to(strength.dtype)
+        return (strength > self.threshold).to(strength.dtype)
 
     @torch.no_grad()
     def _count(self, pool: Int[Tensor, "T e"], code: Code) -> None:
@@ -356,6 +272,18 @@ class Hierarchy(TablePool):
         if self.config.unit_balance or self.config.revive:
             on = code.unit[code.gate > 0]
             self.unit_load += torch.bincount(on, minlength=self.spec.num_units)
+
+    @torch.no_grad()
+    def _follow_threshold(self, selected: Float[Tensor, " s"]) -> None:
+        """Move θ towards the mean of the step's smallest selected strengths so far."""
+        smallest = selected.min() if selected.numel() else selected.new_zeros(())
+        # A plain mean over steps at first, so that where θ was settled is soon forgotten.
+        share = max(1 - THRESHOLD_DECAY, 1 / (int(self.steps) + 1))
+        before = torch.where(self.batches > 0, self.step_threshold, self.threshold)
+        self.batches += 1
+        moved = (smallest - before) / self.batches
+        self.step_threshold.copy_(before + moved)
+        self.threshold += share * moved
 
     def _losses(
         self,

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive, take_largest
-from pellucid.core.config import check_positive
+from pellucid.core.code import take_largest
+from pellucid.core.config import check_at_least_zero, check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
 from pellucid.core.unit import Code
@@ -58,6 +58,7 @@ class MonetConfig(ABC):
 
     def __post_init__(self) -> None:
         check_positive(self, "side", "kept", "heads", "neurons")
+        check_at_least_zero(self, "balance_weight")
         if self.kept > self.side:
             raise ConfigError(
                 f"kept: expected at most side = {self.side}, found {self.kept}; lower it"
@@ -144,7 +145,7 @@ class MonetPool(Pool):
         self, x: Float[Tensor, "*batch d"]
     ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
         rows = x.reshape(-1, x.shape[-1])
-        routing = self.router(rows)
+        routing = self.router(rows, track=True)
         y = self._output(self._acts(rows), routing).view(x.shape)
         if not self.training:
             return y, {}
@@ -159,29 +160,20 @@ class MonetPool(Pool):
         read = table[self._read_row(row, col, channel.clamp_max(self.neurons - 1))]
         return read.masked_fill((channel == self.neurons).unsqueeze(-1), 0.0)
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        check_exclusive(unit, limit)
-        rows = x.reshape(-1, x.shape[-1])
         routing = self.router(rows)
         if unit is not None:
-            code = self._named(rows, routing, unit)
-        elif limit is not None:
-            code = self._largest(rows, routing, limit)
-        elif self.spec.num_units <= ENUMERABLE:
-            code = self._candidates(self._acts(rows), routing.row, routing.col, self._kept_bound())
-        else:
+            return self._named(rows, routing, unit)
+        if limit is not None:
+            return self._largest(rows, routing, limit)
+        if self.spec.num_units > ENUMERABLE:
             raise ValueError(
                 f"{self.spec.name}: {self.spec.num_units} units are too many to list, "
                 f"more than {ENUMERABLE}; pass unit= or limit="
             )
-        shape = (*x.shape[:-1], code.unit.shape[-1])
-        return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
+        return self._candidates(self._acts(rows), routing.row, routing.col, self._kept_bound())
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid.ops.product_topk import stable_topk
+from pellucid.pools.batch_norm import batch_norm
 
 Rule = Literal["topk", "row", "batch"]
 
@@ -62,28 +63,33 @@ class MonetRouter(nn.Module):
             variance = self.weight.detach().square().sum(-1).mean(-1)
             self.norm.running_var.copy_(variance.flatten())
 
-    def forward(self, x: Float[Tensor, "T d"]) -> Routing:
-        """Gates are computed in at least float32, whatever autocast says: in bf16 logits tie."""
+    def forward(self, x: Float[Tensor, "T d"], *, track: bool = False) -> Routing:
+        """Gates are computed in at least float32, whatever autocast says: in bf16 logits tie.
+
+        In training ``track`` moves the running statistics that "batch" keeps.
+        """
         with torch.autocast(x.device.type, enabled=False):
             precise = torch.promote_types(self.weight.dtype, torch.float32)
             logits = F.linear(x.to(precise), self.weight.flatten(0, 2).to(precise))
             logits = logits.unflatten(-1, self.weight.shape[:3])
-            row, col = self._gates(logits).unbind(1)
+            row, col = self._gates(logits, track).unbind(1)
         return Routing(row, col, logits)
 
-    def _gates(self, logits: Float[Tensor, "T 2 H n"]) -> Float[Tensor, "T 2 H n"]:
+    def _gates(self, logits: Float[Tensor, "T 2 H n"], track: bool) -> Float[Tensor, "T 2 H n"]:
         if self.rule == "topk":
             index = stable_topk(logits, self.kept)
             kept = logits.gather(-1, index).softmax(-1)
             return torch.zeros_like(logits).scatter(-1, index, kept)
         with torch.no_grad():
-            score = self._standardise(logits)
+            score = self._standardise(logits, track)
             cut = score.amax(-1, keepdim=True).clamp_max(self.cut)
         return logits.masked_fill(score < cut, -math.inf).softmax(-1)
 
-    def _standardise(self, logits: Float[Tensor, "T 2 H n"]) -> Float[Tensor, "T 2 H n"]:
+    def _standardise(
+        self, logits: Float[Tensor, "T 2 H n"], track: bool
+    ) -> Float[Tensor, "T 2 H n"]:
         if self.norm is not None:
-            return self.norm(logits.flatten(1, 2)).view_as(logits)
+            return batch_norm(self.norm, logits.flatten(1, 2), track=track).view_as(logits)
         return F.layer_norm(logits, logits.shape[-1:], eps=NORM_EPS)
 
 

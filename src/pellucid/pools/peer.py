@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.code import keep_largest, named_gates
 from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
@@ -118,7 +118,7 @@ class Peer(TablePool):
         self, x: Float[Tensor, "*batch d"]
     ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
         rows = x.reshape(-1, x.shape[-1])
-        unit, gate = (found.flatten(1) for found in self.router(rows))
+        unit, gate = (found.flatten(1) for found in self.router(rows, track=True))
         # Heads are merged in ``activate`` only: the sum does not care about repeats.
         act = self._act(sparse_read(rows, unit, self.reads))
         return sparse_decode(unit, gate * act, self.writes).view(x.shape), {}
@@ -126,15 +126,9 @@ class Peer(TablePool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        check_exclusive(unit, limit)
-        rows = x.reshape(-1, x.shape[-1])
         address, gate = self.router(rows)
         index, gate = merge_repeats(address.flatten(1), gate.flatten(1), self.spec.num_units)
         if unit is None:
@@ -143,9 +137,7 @@ class Peer(TablePool):
             act = self._act(F.linear(rows, self.reads[unit]))
             found = Code(index, gate, torch.zeros_like(gate))
             index, gate = unit.expand(act.shape), named_gates(found, unit, self.spec.num_units)
-        code = keep_largest(Code(index, gate, act), self.writes, limit)
-        shape = (*x.shape[:-1], code.unit.shape[-1])
-        return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
+        return keep_largest(Code(index, gate, act), self.writes, limit)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.core.code import check_exclusive
 from pellucid.core.unit import Code, PoolSpec, Site
 from pellucid.ops.sparse_decode import sparse_decode
 
@@ -14,8 +16,10 @@ from pellucid.ops.sparse_decode import sparse_decode
 class Pool(nn.Module, ABC):
     """A pool of units that fills a feed-forward slot and can be trained there.
 
-    A subclass implements ``forward_with_parts`` on rows of any leading shape, the members of
-    ``UnitPool``, and ``unit_tables``. Auxiliary losses leave as return values, already weighted.
+    A subclass implements ``forward_with_parts`` on rows of any leading shape, ``_activate_rows``
+    behind ``activate``, the other members of ``UnitPool``, and ``unit_tables``. Auxiliary losses
+    leave as return values, already weighted. Beside ``after_step``, only ``forward_with_parts`` in
+    training changes what the module remembers.
     """
 
     def __init__(self, spec: PoolSpec) -> None:
@@ -39,13 +43,10 @@ class Pool(nn.Module, ABC):
     def write(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]: ...
 
     @abstractmethod
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
-    ) -> Code: ...
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
+    ) -> Code:
+        """``activate`` on a plain list of rows; ``unit`` and ``limit`` are never both given."""
 
     @abstractmethod
     def decode(self, code: Code) -> Float[Tensor, "*batch d"]: ...
@@ -65,6 +66,19 @@ class Pool(nn.Module, ABC):
     @abstractmethod
     def after_step(self) -> None:
         """What changes between optimiser steps without a gradient: balance biases, thresholds."""
+
+    def activate(
+        self,
+        x: Float[Tensor, "*batch d"],
+        *,
+        unit: Int[Tensor, " k"] | None = None,
+        limit: int | None = None,
+    ) -> Code:
+        """The code of each row, as ``UnitPool`` says."""
+        check_exclusive(unit, limit)
+        code = self._activate_rows(x.reshape(-1, x.shape[-1]), unit, limit)
+        shape = (*x.shape[:-1], code.unit.shape[-1])
+        return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return self.forward_with_parts(x)[0]
@@ -99,9 +113,11 @@ def pool_spec(name: str, width: int, *axes: tuple[str, int]) -> PoolSpec:
 
 def decode_rows(code: Code, table: Float[Tensor, "N d"]) -> Float[Tensor, "*batch d"]:
     """Σ value · table[unit] over each row's entries."""
-    entries = code.unit.shape[-1]
-    rows = sparse_decode(code.unit.reshape(-1, entries), code.value.reshape(-1, entries), table)
-    return rows.view(*code.unit.shape[:-1], table.shape[1])
+    *batch, entries = code.unit.shape
+    # Counted rather than left to reshape, which cannot infer it where a row has no entries.
+    flat = (prod(batch), entries)
+    rows = sparse_decode(code.unit.reshape(flat), code.value.reshape(flat), table)
+    return rows.view(*batch, table.shape[1])
 
 
 @torch.no_grad()

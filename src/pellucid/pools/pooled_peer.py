@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.code import keep_largest, named_gates
 from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
@@ -141,29 +141,21 @@ class PooledPeer(TablePool):
     def forward_with_parts(
         self, x: Float[Tensor, "*batch d"]
     ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
-        code = self._code(x.reshape(-1, x.shape[-1]))
+        code = self._code(x.reshape(-1, x.shape[-1]), track=True)
         return decode_rows(code, self.writes).view(x.shape), {}
 
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads.flatten(0, 1)[unit]
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        check_exclusive(unit, limit)
-        rows = x.reshape(-1, x.shape[-1])
         code = self._code(rows)
-        if unit is not None:
-            act = F.gelu(F.linear(rows, self.read(unit)))
-            gate = named_gates(code, unit, self.spec.num_units)
-            code = Code(unit.expand(act.shape), gate, act)
-        code = keep_largest(code, self.writes, limit)
-        shape = (*x.shape[:-1], code.unit.shape[-1])
-        return Code(code.unit.view(shape), code.gate.view(shape), code.act.view(shape))
+        if unit is None:
+            return keep_largest(code, self.writes, limit)
+        act = F.gelu(F.linear(rows, self.read(unit)))
+        gate = named_gates(code, unit, self.spec.num_units)
+        return Code(unit.expand(act.shape), gate, act)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)
@@ -174,8 +166,8 @@ class PooledPeer(TablePool):
     def after_step(self) -> None:
         """Nothing changes between steps."""
 
-    def _code(self, rows: Float[Tensor, "T d"]) -> Code:
-        address, gate = self.router(rows)
+    def _code(self, rows: Float[Tensor, "T d"], *, track: bool = False) -> Code:
+        address, gate = self.router(rows, track=track)
         pool, pool_gate = merge_repeats(address.flatten(1), gate.flatten(1), self.config.pools)
         unit = self._strongest(rows, pool, pool_gate)
         act = F.gelu(sparse_read(rows, unit, self.reads.flatten(0, 1)))

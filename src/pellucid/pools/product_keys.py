@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pellucid.core.errors import ConfigError
 from pellucid.ops.product_topk import product_topk
+from pellucid.pools.batch_norm import batch_norm
 
 Norm = Literal["rms", "batch", "none"]
 
@@ -56,14 +57,15 @@ class ProductKeyRouter(nn.Module):
             self.batch_norm.running_var.copy_(self.query.detach().square().sum(-1).flatten())
 
     def forward(
-        self, x: Float[Tensor, "T d"]
+        self, x: Float[Tensor, "T d"], *, track: bool = False
     ) -> tuple[Int[Tensor, "T h k"], Float[Tensor, "T h k"]]:
         """Each head's k addresses, best first, and their gates, which sum to 1 per head.
 
-        Scores are computed in at least float32, whatever autocast says: in bf16 they tie.
+        Scores are computed in at least float32, whatever autocast says: in bf16 they tie. In
+        training ``track`` moves the running statistics that "batch" keeps.
         """
         with torch.autocast(x.device.type, enabled=False):
-            query = self._query(x)
+            query = self._query(x, track)
             heads, width = query.shape[1], 2 * self.side
             keys = self.keys.to(query.dtype).expand(heads, -1, -1, -1)
             rows = max(1, CHUNK_SCORES // (heads * width))
@@ -71,11 +73,11 @@ class ProductKeyRouter(nn.Module):
         address, score = (torch.cat(found) for found in zip(*parts))
         return address, score.softmax(-1)
 
-    def _query(self, x: Float[Tensor, "T d"]) -> Float[Tensor, "T h w"]:
+    def _query(self, x: Float[Tensor, "T d"], track: bool) -> Float[Tensor, "T h w"]:
         precise = torch.promote_types(self.query.dtype, torch.float32)
         query = F.linear(x.to(precise), self.query.flatten(0, 1).to(precise))
         if self.batch_norm is not None:
-            query = self.batch_norm(query)
+            query = batch_norm(self.batch_norm, query, track=track)
         query = query.unflatten(-1, self.query.shape[:2])
         if self.normalise:
             query = F.rms_norm(query, query.shape[-1:], eps=RMS_EPS)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive
 from pellucid.core.unit import Code, PoolSpec
 from pellucid.pools.pool import TablePool
 
@@ -56,17 +55,12 @@ class SinkUnit(TablePool):
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        check_exclusive(unit, limit)
-        act = F.relu(F.linear(x, self.reads, self.read_bias))
-        index = torch.zeros(1, dtype=torch.long, device=x.device) if unit is None else unit
-        act = act.expand(*x.shape[:-1], index.shape[0])
+        act = F.relu(F.linear(rows, self.reads, self.read_bias))
+        index = torch.zeros(1, dtype=torch.long, device=rows.device) if unit is None else unit
+        act = act.expand(-1, index.shape[0])
         return Code(index.expand(act.shape), torch.ones_like(act), act)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pellucid.core.code import check_exclusive, keep_largest, named_gates
+from pellucid.core.code import keep_largest, named_gates
 from pellucid.core.config import check_positive
 from pellucid.core.cost import Cost
 from pellucid.core.errors import ConfigError
@@ -83,24 +83,20 @@ class TopKMLP(TablePool):
     def forward_with_parts(
         self, x: Float[Tensor, "*batch d"]
     ) -> tuple[Float[Tensor, "*batch d"], Mapping[str, Float[Tensor, ""]]]:
-        return self.rest(x) + self.decode(self._code(x)), {}
+        code = self._code(x.reshape(-1, x.shape[-1]))
+        return self.rest(x) + self.decode(code).view(x.shape), {}
 
     def read(self, unit: Int[Tensor, "*u"]) -> Float[Tensor, "*u d"]:
         return self.reads[unit]
 
-    def activate(
-        self,
-        x: Float[Tensor, "*batch d"],
-        *,
-        unit: Int[Tensor, " k"] | None = None,
-        limit: int | None = None,
+    def _activate_rows(
+        self, rows: Float[Tensor, "T d"], unit: Int[Tensor, " k"] | None, limit: int | None
     ) -> Code:
-        check_exclusive(unit, limit)
-        code = self._code(x)
+        code = self._code(rows)
         if unit is None:
             return keep_largest(code, self.writes, limit)
         gate = named_gates(code, unit, self.spec.num_units)
-        act = F.relu(F.linear(x, self.reads[unit], self.read_bias[unit]))
+        act = F.relu(F.linear(rows, self.reads[unit], self.read_bias[unit]))
         return Code(unit.expand(act.shape), gate.to(act.dtype), act)
 
     def rest(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -112,10 +108,9 @@ class TopKMLP(TablePool):
     def after_step(self) -> None:
         """Nothing changes between steps."""
 
-    def _code(self, x: Float[Tensor, "*batch d"]) -> Code:
-        rows = x.reshape(-1, x.shape[-1])
+    def _code(self, rows: Float[Tensor, "T d"]) -> Code:
         # One pool that every token has opened: the same grouped read and top-k.
-        pool = torch.zeros(rows.shape[0], 1, dtype=torch.long, device=x.device)
+        pool = torch.zeros(rows.shape[0], 1, dtype=torch.long, device=rows.device)
         unit = pool_select(
             rows,
             pool,
@@ -125,6 +120,4 @@ class TopKMLP(TablePool):
             self.config.k,
         )
         act = F.relu(sparse_read(rows, unit, self.reads) + self.read_bias[unit])
-        shape = (*x.shape[:-1], self.config.k)
-        gate = (act > 0).to(act.dtype)
-        return Code(unit.view(shape), gate.view(shape), act.view(shape))
+        return Code(unit, (act > 0).to(act.dtype), act)

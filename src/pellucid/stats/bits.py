@@ -31,4 +31,5 @@ def bits_per_byte_by_domain(
     """The same per domain, for n tokens or documents; NaN for a domain without bytes."""
     loss = torch.zeros(domains, dtype=torch.float64).index_add_(0, domain, nats.double())
     text = torch.zeros(domains, dtype=torch.float64).index_add_(0, domain, num_bytes.double())
-    return loss / (math.log(2.0) * text)
+    # Where tokens spell nothing, their loss over no bytes would be infinite.
+    return loss / (math.log(2.0) * text).masked_fill(text == 0, math.nan)

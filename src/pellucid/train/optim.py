@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pellucid.core.config import check_above_zero, check_at_least_zero
 from pellucid.core.errors import ConfigError
 from pellucid.train.objective import ParamGroup
 
@@ -28,12 +29,8 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: expected more than 0, found {getattr(self, name)}")
-        for name in ("unit_lr_scale", "weight_decay", "unit_decay"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
+        check_above_zero(self, "lr", "eps", "clip")
+        check_at_least_zero(self, "unit_lr_scale", "weight_decay", "unit_decay")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas: expected two numbers from 0 to below 1, found {self.betas}")
 

@@ -88,20 +88,21 @@ def _bag(unit: Tensor, value: Tensor, table: Tensor) -> Tensor:
 
 
 def _sample(x: Tensor, unit: Tensor, table: Tensor) -> Tensor:
-    """table[unit_tk] · x_t without the gathered [T, K, d]."""
+    """table[unit_tk] · x_t without the gathered [T, K, d]; autocast would change its type."""
     if unit.numel() == 0:
         return x.new_zeros(unit.shape)
-    if unit.shape[1] > table.shape[0]:
-        # Fewer products than entries asked for; the sampled product refuses such a pattern.
-        return F.linear(x, table).gather(1, unit)
-    if x.dtype in (torch.float32, torch.float64):
-        return _sample_csr(x, unit, table)
-    rows = max(1, CHUNK_ELEMENTS // (unit.shape[1] * table.shape[1]))
-    parts = [
-        torch.bmm(table[unit[i : i + rows]], x[i : i + rows].unsqueeze(-1)).squeeze(-1)
-        for i in range(0, x.shape[0], rows)
-    ]
-    return torch.cat(parts)
+    with torch.autocast(x.device.type, enabled=False):
+        if unit.shape[1] > table.shape[0]:
+            # Fewer products than entries asked for; the sampled product refuses such a pattern.
+            return F.linear(x, table).gather(1, unit)
+        if x.dtype in (torch.float32, torch.float64):
+            return _sample_csr(x, unit, table)
+        rows = max(1, CHUNK_ELEMENTS // (unit.shape[1] * table.shape[1]))
+        parts = [
+            torch.bmm(table[unit[i : i + rows]], x[i : i + rows].unsqueeze(-1)).squeeze(-1)
+            for i in range(0, x.shape[0], rows)
+        ]
+        return torch.cat(parts)
 
 
 def _sample_csr(x: Tensor, unit: Tensor, table: Tensor) -> Tensor:
