@@ -3,37 +3,47 @@
     python -m benchmarks.lm_tiny --data CORPUS                    every arm that has no record yet
     python -m benchmarks.lm_tiny --data CORPUS --arm pools-k12    one arm
     python -m benchmarks.lm_tiny --data CORPUS --speed            time every recorded arm
+    python -m benchmarks.lm_tiny --data CORPUS --measure          measure the recorded runs again
 
 All arms share trunk, data order, optimiser, precision and forward FLOPs per token; each arm's free
 size is solved for that budget. Every arm gets the same short learning-rate trials (``--trial``
 steps at each rate of ``RATES``, seed 0; outcomes are kept in ``TRIALS``), and the best rate on
 validation text is used. Records go into ``RECORDS`` in the results folder. Runs resume from their
-checkpoints, so the command can be stopped and repeated at any time. The validation pass
-behind the figures scores whole documents of every domain. Runs may share a machine; speed is
-therefore timed apart, arm after arm on an idle one.
+checkpoints, so the command can be stopped and repeated at any time. A rate at which training ends
+in a value that is not finite counts as the worst. The validation pass behind the figures scores
+whole documents of every domain; what units do is counted with a document a row. ``commit`` is that
+of the training, ``measured`` that of the figures. Runs may share a machine; speed is therefore
+timed apart, arm after arm on an idle one.
+
+The slots of ``dense``, ``swiglu`` and MONET run in bfloat16 under ``--precision bf16`` like the
+trunk, while those that gather rows of a table (top-k MLP, PEER, pools, pooled PEER) compute in the
+table's float32. The arm ``dense-fp32`` tells what that is worth.
 """
 
 import argparse
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pellucid.cli.progress import note_progress, say
-from pellucid.data.packing import evaluation_batches
+from pellucid.core.errors import TrainingError
+from pellucid.data.packing import Batch, evaluation_batches
 from pellucid.explore.activity import PoolActivity, measure_activity
 from pellucid.models.cost import model_cost
 from pellucid.models.presets import match, preset, slot, with_slots
 from pellucid.pools.hierarchy import HierarchyConfig
 from pellucid.pools.pooled_peer import PooledPeerConfig
 from pellucid.pools.topk_mlp import TopKMLPConfig
-from pellucid.recipes.folder import commit, create_run, is_run, machine, read_metrics, read_run
+from pellucid.recipes.folder import commit, create_run, is_run, read_metrics, read_run
 from pellucid.recipes.language import LanguageRun, recipe
 from pellucid.recipes.load import load_run
-from pellucid.recipes.training import Prepared, prepare_run, train_language
+from pellucid.recipes.prepare import Prepared, prepare_run
+from pellucid.recipes.training import train_language
 from pellucid.train.checkpoint import write_atomically
 from pellucid.train.evaluate import evaluate
 
@@ -41,6 +51,7 @@ RECORDS, TRIALS = "lm-tiny.json", "trials-tiny.json"
 RATES = (7.5e-4, 1.5e-3, 3e-3)
 WIDTH = 128
 WARM, TIMED = 4, 12  # steps of a timing
+MEASURED_ROWS = 16  # sequences of a measuring pass at a time
 ARMS = {
     "pools-k12": ("pools", 12, 3),
     "dense": ("dense", None, 3),
@@ -50,7 +61,9 @@ ARMS = {
     "peer": ("peer", None, 1),
     "monet-hd": ("monet-hd", None, 1),
     "monet-vd": ("monet-vd", None, 1),
+    "dense-fp32": ("dense", None, 1),
 }
+FP32 = ("dense-fp32",)  # every other arm trains in bf16
 
 
 def arm_config(arm: str, source: str, seed: int, lr: float, steps: int) -> LanguageRun:
@@ -68,7 +81,7 @@ def arm_config(arm: str, source: str, seed: int, lr: float, steps: int) -> Langu
         optim=replace(base.optim, lr=lr),
         steps=steps,
         seed=seed,
-        precision="bf16",
+        precision="fp32" if arm in FP32 else "bf16",
         evaluate_every=steps if steps < 500 else 500,
         checkpoint_every=200,
     )
@@ -84,7 +97,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--trial", type=int, default=256)
-    parser.add_argument("--validation", type=int, default=16_384, help="tokens per domain")
+    parser.add_argument("--validation", type=int, default=16_384, help="tokens per domain, scored")
+    parser.add_argument("--units", type=int, default=65_536, help="tokens per domain, for units")
     parser.add_argument("--runs", type=Path, default=Path("runs/lm-tiny"))
     parser.add_argument(
         "--results",
@@ -93,10 +107,14 @@ def main() -> None:
         help="folder of the records; one of its own for each of two runs at a time",
     )
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--measure", action="store_true")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     if args.speed:
         _record_speeds(args)
+        return
+    if args.measure:
+        _measure_again(args)
         return
     for arm in args.arm or list(ARMS):
         for seed in args.seed or range(ARMS[arm][2]):
@@ -109,21 +127,38 @@ def _run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
     config = arm_config(arm, args.data, seed, lr, args.steps)
     run = args.runs / f"{arm}-seed{seed}"
     prepared = _train(run, config, arm)
-    record = _measure(run, prepared, arm, seed, lr, args.validation)
+    record = _measure(run, prepared, arm, args)
     records = args.results / RECORDS
     _write(records, [*_read(records), record])
     say(f"{arm} seed {seed}: {record['val_bpb']:.4f} bits per byte, recorded")
 
 
+def _measure_again(args: argparse.Namespace) -> None:
+    """Every record anew from its run; speeds are kept."""
+    path = args.results / RECORDS
+    found: list[dict[str, Any]] = []
+    for old in _read(path):
+        run = args.runs / f"{old['arm']}-seed{old['seed']}"
+        prepared = prepare_run(read_run(run)[0], note_progress())
+        new = _measure(run, prepared, old["arm"], args)
+        found.append({**new, "tokens_per_second": old["tokens_per_second"]})
+        say(f"{old['arm']} seed {old['seed']}: measured again")
+    _write(path, found)
+
+
 def _best_rate(arm: str, args: argparse.Namespace) -> float:
     """The rate with the lowest validation bits per byte after a short run of its own schedule."""
     scores = {lr: _trial(arm, lr, args) for lr in RATES}
-    say(f"{arm}: " + ", ".join(f"lr {lr:g} {score:.4f}" for lr, score in scores.items()))
-    return min(scores, key=lambda lr: scores[lr])
+    say(f"{arm}: " + ", ".join(f"lr {lr:g} {score}" for lr, score in scores.items()))
+    return min(RATES, key=lambda lr: _or_worst(scores[lr]))
 
 
-def _trial(arm: str, lr: float, args: argparse.Namespace) -> float:
-    """The outcome of one trial, from ``TRIALS`` if it was run before."""
+def _or_worst(score: float | None) -> float:
+    return math.inf if score is None else score
+
+
+def _trial(arm: str, lr: float, args: argparse.Namespace) -> float | None:
+    """The outcome of one trial, from ``TRIALS`` if it was run before; ``None`` if it diverged."""
     config = arm_config(arm, args.data, 0, lr, args.trial)
     tokens = config.steps * config.tokens_per_step
     known = _read(args.results / TRIALS)
@@ -131,16 +166,20 @@ def _trial(arm: str, lr: float, args: argparse.Namespace) -> float:
         if (trial["arm"], trial["lr"], trial["tokens"]) == (arm, lr, tokens):
             return trial["val_bpb"]
     run = args.runs / "trials" / f"{arm}-{lr:g}"
-    _train(run, config, f"{arm} lr {lr:g}")
-    last = [m for m in read_metrics(run) if "val/bits_per_byte" in m][-1]
+    try:
+        _train(run, config, f"{arm} lr {lr:g}")
+        last = [m for m in read_metrics(run) if "val/bits_per_byte" in m][-1]
+    except TrainingError as error:
+        say(str(error))
+        last = {}
     record = {
         "arm": arm,
         "lr": lr,
         "tokens": tokens,
         "seed": 0,
-        "val_bpb": last["val/bits_per_byte"],
-        "live_units": last["val/live_units"],
-        **_origin(),
+        "val_bpb": last.get("val/bits_per_byte"),
+        "live_units": last.get("val/live_units"),
+        **_origin(run),
     }
     _write(args.results / TRIALS, [*known, record])
     return record["val_bpb"]
@@ -160,22 +199,24 @@ def _train(run: Path, config: LanguageRun, name: str) -> Prepared:
     return prepared
 
 
-def _measure(
-    run: Path, prepared: Prepared, arm: str, seed: int, lr: float, validation: int
-) -> dict[str, Any]:
+def _measure(run: Path, prepared: Prepared, arm: str, args: argparse.Namespace) -> dict[str, Any]:
     config, corpus = prepared.config, prepared.corpus
     model = load_run(run).model
-    batches = list(
-        evaluation_batches(
+
+    def batches(tokens: int, *, separate: bool) -> Iterator[Batch]:
+        return evaluation_batches(
             corpus.validation,
             context=config.model.context,
-            batch_size=config.batch,
-            tokens_per_domain=validation,
+            batch_size=MEASURED_ROWS,
+            tokens_per_domain=tokens,
+            separate=separate,
         )
-    )
-    scores = evaluate(model, batches, corpus.validation, corpus.domains)
+
+    scored = batches(args.validation, separate=False)
+    scores = evaluate(model, scored, corpus.validation, corpus.domains)
     pools = list(model.pools().values())
-    activity = measure_activity(model, pools, batches, corpus.validation, corpus.domains)
+    alone = batches(args.units, separate=True)
+    activity = measure_activity(model, pools, alone, corpus.validation, corpus.domains)
     cost = model_cost(config.model)
     return {
         "slot": ARMS[arm][0],
@@ -183,7 +224,7 @@ def _measure(
         "arm": arm,
         "k": ARMS[arm][1],
         "free_size": config.model.slot(0).free_size,
-        "seed": seed,
+        "seed": config.seed,
         "tokens": config.steps * config.tokens_per_step,
         "val_bpb": scores.bits_per_byte,
         "val_bpb_by_domain": scores.by_domain,
@@ -198,9 +239,11 @@ def _measure(
         "dead_fraction": sum(a.dead_fraction for a in activity) / len(activity),
         **_specialisation(activity),
         "by_layer": [_layer(a) for a in activity],
-        "lr": lr,
+        "unit_tokens": int(activity[0].tokens.sum()),
+        "lr": config.optim.lr,
         "precision": config.precision,
-        **_origin(),
+        **_origin(run),
+        "measured": commit()[0],
     }
 
 
@@ -250,9 +293,10 @@ def _specialisation(activity: tuple[PoolActivity, ...]) -> Mapping[str, float | 
     return found
 
 
-def _origin() -> dict[str, Any]:
-    revision, dirty = commit()
-    return {"commit": revision, "dirty": dirty, "machine": machine()}
+def _origin(run: Path) -> dict[str, Any]:
+    """The commit and machine that a run was begun with."""
+    environment = json.loads((run / "environment.json").read_text())
+    return {name: environment[name] for name in ("commit", "dirty", "machine")}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

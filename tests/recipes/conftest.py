@@ -8,7 +8,11 @@ import pytest
 from pellucid.data.document import DataConfig
 from pellucid.models.config import TransformerConfig
 from pellucid.pools.hierarchy import HierarchyConfig
+from pellucid.recipes.folder import create_run
+from pellucid.recipes.harvesting import HarvestRequest, harvest_sites
 from pellucid.recipes.language import LanguageRun
+from pellucid.recipes.prepare import prepare_run
+from pellucid.recipes.training import train_language
 
 WORDS = ("pool", "unit", "gate", "read", "write", "token", "layer", "norm", "rope", "mask", "seed")
 
@@ -65,3 +69,33 @@ def config(source: Path) -> LanguageRun:
         log_every=1,
         device="cpu",
     )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, cache: Path, config: LanguageRun) -> Path:
+    """A run of four steps of that config. Copy it before you change it."""
+    path = tmp_path_factory.mktemp("runs") / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PELLUCID_CACHE", str(cache))
+        prepared = prepare_run(config, lambda *_: None)
+        create_run(path, prepared.config, recipe="pools-x", command=[], overwrite=False)
+        train_language(path, prepared, name="trained", say=lambda _: None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def harvested(tmp_path_factory, cache: Path, source: Path, trained: Path) -> Path:
+    """Two sites of that run over the same text: 200 rows, and 60 held out."""
+    out = tmp_path_factory.mktemp("activations") / "cache"
+    request = HarvestRequest(
+        site=("blocks.0.ffn:in", "blocks.0.ffn:out"),
+        data=str(source),
+        tokens=200,
+        validation_tokens=60,
+        shard_rows=64,
+        device="cpu",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PELLUCID_CACHE", str(cache))
+        harvest_sites(str(trained), request, out, overwrite=False, report=lambda *_: None)
+    return out

@@ -27,10 +27,19 @@ class ResumeFlags:
 def main(argv: Sequence[str]) -> int:
     """Resume; print the run's folder, or the resume command if it was stopped early again."""
     flags = parse(ResumeFlags, argv, verb="resume", says=ResumeFlags.__doc__ or "")
+    from pellucid.cli.fit import resume as resume_fit
+    from pellucid.recipes.fit_folder import is_fit
     from pellucid.recipes.folder import read_run
     from pellucid.recipes.training import prepare_run, train_language
     from pellucid.train.checkpoint import step_of
 
+    if is_fit(flags.run):
+        if flags.steps is not None or flags.checkpoint is not None:
+            raise RunError(
+                f"{flags.run}: a run of fits goes on as planned from its newest checkpoints; leave "
+                "--steps and --checkpoint out, or fit again"
+            )
+        return resume_fit(flags.run)
     config, record = read_run(flags.run)
     reached = step_of(flags.run, flags.checkpoint)
     if flags.steps is not None and flags.steps != config.steps:
