@@ -1,4 +1,4 @@
-# make demo     train a readable model beside its dense twin and open the report
+# make demo     train a readable model beside its dense twin and write the report
 # make test     the whole default test suite
 # make help     the rest
 
@@ -8,7 +8,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 JOBS ?= 2
-INSTALLED := $(VENV)/.installed
+# An environment holds absolute paths: one that was moved or copied has no marker of this place.
+INSTALLED := $(VENV)/.installed-$(shell pwd -P | cksum | cut -d " " -f 1)
 INTEROP := $(VENV)/.interop
 # Without the run-time shape checks, which torch.compile cannot trace.
 COMPILE := $(PY) -m pytest tests/compile -o addopts=--import-mode=importlib
@@ -57,7 +58,8 @@ docs: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# The folder is made anew when its interpreter no longer runs, as after a move of the checkout.
+# The folder is made anew when it was made elsewhere, as before a move of the checkout, or when its
+# interpreter no longer runs.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "pellucid needs Python 3.11 or newer and found none: \
 	install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -65,7 +67,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	Python 3.11 or newer; $(PYTHON) is older or does not run" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual \
 	environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@grep -qsF "$$(pwd -P)/$(VENV)/bin/" $(VENV)/bin/pip && $(PY) -m pip --version >/dev/null 2>&1 \
+	|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned versions of constraints.txt into $(VENV) ..."
 	@$(PIP) -e ".[data,bench,dev]" || { echo "The installation failed; the lines above say why \
 	(no network to the package index?). Run the same command again to continue." >&2; exit 1; }

@@ -16,6 +16,7 @@ import importlib
 import inspect
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/*.md", "docs/results/*.md")
 BLOCK = re.compile(r"(<!-- (\w+): ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HELP_COLUMNS = 96
+NOTHING = "–"  # the cell of what was not measured
 
 Record = dict[str, Any]
 
@@ -75,18 +77,18 @@ def read_records(path: Path) -> list[Record]:
 # Heading, and the cell of one group of records that differ in their seed only.
 COLUMNS: tuple[tuple[str, Callable[[list[Record]], str]], ...] = (
     ("architecture", lambda g: str(g[0]["slot"])),
-    ("k", lambda g: str(g[0]["k"] or "–")),
+    ("k", lambda g: str(g[0]["k"] or NOTHING)),
     ("bits per byte", lambda g: spread(g, "val_bpb", "{:.3f}")),
-    ("L0", lambda g: f"{mean(g, 'l0'):.0f}"),
-    ("dead", lambda g: f"{mean(g, 'dead_fraction'):.1%}"),
-    ("domain given token", lambda g: f"{above_null(g, 'nmi_given_token'):.3f}"),
-    ("domain NMI", lambda g: f"{above_null(g, 'nmi'):.3f}"),
+    ("L0", lambda g: cell(mean(g, "l0"), "{:.0f}")),
+    ("dead", lambda g: cell(mean(g, "dead_fraction"), "{:.1%}")),
+    ("domain given token", lambda g: cell(above_null(g, "nmi_given_token"), "{:.3f}")),
+    ("domain NMI", lambda g: cell(above_null(g, "nmi"), "{:.3f}")),
     ("parameters", lambda g: si(mean(g, "params_total"))),
     ("active", lambda g: si(mean(g, "params_active"))),
     ("training FLOPs/token", lambda g: si(mean(g, "train_flops_per_token"))),
-    ("tokens/s", lambda g: f"{mean(g, 'tokens_per_second'):,.0f}"),
+    ("tokens/s", lambda g: cell(mean(g, "tokens_per_second"), "{:,.0f}")),
     ("tokens", lambda g: si(mean(g, "tokens"))),
-    ("lr", lambda g: f"{g[0]['lr']:g}"),
+    ("lr", lambda g: cell(mean(g, "lr"), "{:g}")),
     ("seeds", lambda g: str(len({r["seed"] for r in g}))),
 )
 
@@ -98,7 +100,8 @@ def table(records: Sequence[Record]) -> str:
     arms: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
         arms.setdefault((record["preset"], record["slot"], record["k"] or 0), []).append(record)
-    rows = sorted((best_group(arm) for arm in arms.values()), key=lambda g: mean(g, "val_bpb"))
+    groups = [best_group(arm) for arm in arms.values()]
+    rows = sorted(groups, key=lambda g: (math.isnan(mean(g, "val_bpb")), mean(g, "val_bpb")))
     headings = [heading for heading, _ in COLUMNS]
     rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
     cells = [[cell(group) for _, cell in COLUMNS] for group in rows]
@@ -130,13 +133,22 @@ def above_null(group: Sequence[Record], field: str) -> float:
 
 def spread(group: Sequence[Record], field: str, form: str) -> str:
     """The mean, and half the range where there are several seeds."""
-    values = [record[field] for record in group]
+    values = [record[field] for record in group if record.get(field) is not None]
+    if len(values) < 2:
+        return cell(mean(group, field), form)
     half = (max(values) - min(values)) / 2
-    return form.format(mean(group, field)) + (f" ± {form.format(half)}" if len(values) > 1 else "")
+    return f"{cell(mean(group, field), form)} ± {form.format(half)}"
+
+
+def cell(number: float, form: str) -> str:
+    """A number as ``form`` has it, a dash where no record states one."""
+    return NOTHING if math.isnan(number) else form.format(number)
 
 
 def si(number: float) -> str:
-    """Three digits and a unit: 9.24 M."""
+    """Three digits and a unit: 9.24 M; a dash for NaN."""
+    if math.isnan(number):
+        return NOTHING
     for unit in ("", " k", " M", " G"):
         if number < 1000:
             return f"{number:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README, run in order as a reader would run them."""
+"""Every command and snippet of the README but its make targets, run in order as by a reader."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def test_blocks_are_shell_or_python() -> None:
 
 @pytest.mark.slow
 def test_the_readme_runs_as_shown(tmp_path: Path) -> None:
-    """The two make targets are steps of their own in ``.ci/run``."""
+    """``.ci/run`` calls ``make test`` itself, and ``pellucid demo`` with a few steps only."""
     (tmp_path / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
     environment = os.environ | {"PELLUCID_CACHE": str(tmp_path / "cache")}
     for language, text in blocks():

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from pellucid.data.document import Document
 from pellucid.data.store import Split
-from pellucid.data.tokenizer import TextTokenizer, train_tokenizer
+from pellucid.data.tokenizer import TextTokenizer, fit_bpe
 
 MakeSplit = Callable[..., Split]
 WriteRecords = Callable[..., Path]
@@ -34,8 +33,7 @@ def write_records(tmp_path: Path) -> WriteRecords:
 def tokenizer() -> TextTokenizer:
     """Byte-level BPE of 300 tokens, of which 43 are merges."""
     text = "def read(self): return self.read_all()\nthe cat sat on the mat, naïve café\n"
-    document = Document(id="a", text=text * 30, domain="a", split="train")
-    return train_tokenizer([document], 300)
+    return fit_bpe([text * 30], 300)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pellucid.data.backends import (
     PythonBackend,
     parallel_tokenizers,
 )
+from pellucid.data.tokenizer import TextTokenizer
 
 
 def word_level() -> Tokenizer:
@@ -107,6 +108,23 @@ def test_python_tokenizer_is_saved_as_its_own_kind(byt5: Backend, tmp_path: Path
     assert again.digest() == byt5.digest()
 
 
+def test_a_disk_that_refuses_the_file_is_an_error_of_its_own(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        tokenizer.save(tmp_path)
+
+
+def test_the_file_is_what_the_library_writes(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    ours = (tmp_path / "tokenizer.json").read_bytes()
+    Tokenizer.from_file(str(tmp_path / "tokenizer.json")).save(str(tmp_path / "theirs.json"))
+    assert (tmp_path / "theirs.json").read_bytes() == ours
+
+
 def test_parallelism_is_on_inside_and_off_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Afterwards the variable is set, so a fork prints no warning, and means off."""
     monkeypatch.delenv(PARALLELISM, raising=False)
@@ -133,10 +151,9 @@ def test_the_users_choice_stands(choice: str, monkeypatch: pytest.MonkeyPatch) -
 
 FORK = """
 import os
-from pellucid.data.document import Document
-from pellucid.data.tokenizer import train_tokenizer
+from pellucid.data.tokenizer import fit_bpe
 text = "some words to train on, again and again " * 50
-tokenizer = train_tokenizer([Document(id="a", text=text, domain="a", split="train")], 280)
+tokenizer = fit_bpe([text], 280)
 tokenizer.encode_batch([text] * 200)
 child = os.fork()
 if child == 0:

@@ -1,5 +1,6 @@
 """The door to every source, and the fingerprint of what lies behind it."""
 
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -113,6 +114,46 @@ def test_fingerprint_ignores_tokenizer_and_masking(folder: Path) -> None:
     config = DataConfig(source=str(folder))
     other = replace(config, tokenizer="hub:x", mask_documents=True)
     assert fingerprint(other) == fingerprint(config)
+
+
+def test_what_reads_as_before_keeps_its_fingerprint(folder: Path) -> None:
+    """The hash of version 1: digest and name of each file, and the fields that decide the reading.
+
+    Caches made before .txt files were held out in runs and names of splits were understood go on
+    being found where neither plays a part.
+    """
+    reading = (
+        '{"domain_field": "domain", "max_bytes": null, "split_field": "split", '
+        '"text_field": "text", "validation_share": 0.04}'
+    )
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()} {name}"
+        for name in ("a.jsonl", "b.jsonl")
+    ]
+    whole = hashlib.sha256("\n".join(["1", reading, *lines]).encode()).hexdigest()
+    assert fingerprint(DataConfig(source=str(folder))) == whole
+
+
+@pytest.mark.parametrize("name", ["a.txt", "train.jsonl", "test/a.jsonl"])
+def test_what_reads_otherwise_has_another_fingerprint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"{}")
+    config = DataConfig(source=str(tmp_path))
+    before = fingerprint(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "READING", "")
+        assert fingerprint(config) != before
+
+
+def test_a_test_file_is_not_trained_on(write_records: WriteRecords, tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        write_records(f"data/{name}.jsonl", [{"text": f"{name} {i}"} for i in range(50)])
+    documents = list(open_corpus(DataConfig(source=str(tmp_path / "data"))))
+    assert {(d.text.split()[0], d.split) for d in documents} == {
+        ("train", "train"),
+        ("validation", "validation"),
+    }
+    assert {d.domain for d in documents} == {"text"}
 
 
 def test_fingerprint_of_a_hub_source(folder: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_share_outside_the_open_interval_is_refused(share: float) -> None:
 
 @pytest.mark.parametrize("bound", [0, -5])
 def test_a_bound_below_one_byte_is_refused(bound: int) -> None:
-    with pytest.raises(ConfigError, match=f"max_bytes = {bound}, expected at least 1"):
+    with pytest.raises(ConfigError, match=f"^max_bytes: expected at least 1, found {bound}$"):
         DataConfig(max_bytes=bound)
 
 

@@ -10,7 +10,13 @@ import zstandard
 
 from pellucid.core.errors import DataError, MissingExtra
 from pellucid.data.document import DataConfig, Document
-from pellucid.data.files import BLOCK_BYTES, list_files, read_documents
+from pellucid.data.files import (
+    BLOCK_BYTES,
+    in_held_out_run,
+    list_files,
+    list_places,
+    read_documents,
+)
 
 WriteRecords = Callable[..., Path]
 
@@ -18,7 +24,10 @@ WriteRecords = Callable[..., Path]
 def read(
     file: Path, source: Path | None = None, config: DataConfig | None = None
 ) -> list[Document]:
-    return list(read_documents(file, source or file, config or DataConfig()))
+    source = source or file
+    files = [file] if source == file else list_files(source)
+    places = list_places(source, files)
+    return list(read_documents(file, source, config or DataConfig(), places[file]))
 
 
 def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> Path:
@@ -60,9 +69,67 @@ def test_text_file_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("fifteen letters\n" * 1000, encoding="utf-8")
     documents = read(path)
-    assert [document.id for document in documents] == ["book.txt:1", "book.txt:2"]
+    assert [document.id for document in documents] == ["book.txt#1", "book.txt#2"]
     assert {document.domain for document in documents} == {"book"}
     assert "".join(document.text for document in documents) == path.read_text(encoding="utf-8")
+
+
+def test_pieces_are_held_out_in_runs(tmp_path: Path) -> None:
+    """800 pieces of 8,000 letters at a share of .04: runs of int(800 · .04 / 2) = 16, 50 of them.
+
+    Two are held out, 25 apart, since 50 · .04 = 2.
+    """
+    path = tmp_path / "book.txt"
+    path.write_text(("x" * 7999 + "\n") * 800, encoding="utf-8")
+    splits = [document.split for document in read(path)]
+    runs = [set(splits[start : start + 16]) for start in range(0, 800, 16)]
+    assert all(len(run) == 1 for run in runs)
+    first, second = [index for index, run in enumerate(runs) if run == {"validation"}]
+    assert second - first == 25
+
+
+@pytest.mark.parametrize("pieces", [1, 24, 25, 139, 799, 800, 5000])
+@pytest.mark.parametrize("share", [0.04, 0.3, 0.9])
+def test_runs_of_a_text_file_meet_their_share(pieces: int, share: float) -> None:
+    """Of n runs ⌊n · share + φ⌋ are held out, and pieces miss that by one run at the most."""
+    for name in ("a.txt", "b.txt", "c/d.txt"):
+        held_out = sum(
+            in_held_out_run(name, number, 8000 * pieces, share) for number in range(1, pieces + 1)
+        )
+        assert abs(held_out - pieces * share) < 2 * min(16, max(1, int(pieces * share / 2)))
+        # A file of 1 / share pieces has held-out text, even if each letter takes two bytes.
+        if pieces * share >= 2:
+            halved = range(1, pieces // 2 + 1)
+            assert any(in_held_out_run(name, number, 8000 * pieces, share) for number in halved)
+
+
+def test_files_start_their_runs_at_different_places() -> None:
+    """The first held-out run of 40 files of 25 runs: at the same place in all is no chance."""
+    found = {
+        next(n for n in range(1, 26) if in_held_out_run(f"{name}.txt", n, 25 * 8000, 0.04))
+        for name in range(40)
+    }
+    assert len(found) > 10
+
+
+def test_the_split_of_a_file_stands_in_for_the_records_own(
+    write_records: WriteRecords, tmp_path: Path
+) -> None:
+    rows = [{"text": "one"}, {"text": "two", "split": "train"}, {"text": "3", "domain": "law"}]
+    files = [write_records(f"data/{name}.jsonl", rows) for name in ("train", "dev", "test")]
+    found = [[(d.text, d.split, d.domain) for d in read(file, tmp_path / "data")] for file in files]
+    assert found == [
+        [("one", "train", "text"), ("two", "train", "text"), ("3", "train", "law")],
+        [("one", "validation", "text"), ("two", "train", "text"), ("3", "validation", "law")],
+        [("two", "train", "text")],
+    ]
+
+
+def test_a_text_file_named_for_a_split_is_not_divided(tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 40_000, encoding="utf-8")
+    splits = [{d.split for d in read(file, tmp_path)} for file in list_files(tmp_path)]
+    assert splits == [set(), {"train"}, {"validation"}]
 
 
 def test_text_keeps_its_bytes(tmp_path: Path) -> None:
@@ -96,7 +163,7 @@ def test_several_zstd_frames_are_one_file(tmp_path: Path) -> None:
 def test_a_file_is_read_lazily(write_records: WriteRecords) -> None:
     """The fault in the last line is not met before the documents ahead of it are out."""
     path = write_records("a.jsonl", [{"text": "one"}, {"text": "two"}, {"none": 1}])
-    documents = read_documents(path, path, DataConfig())
+    documents = read_documents(path, path, DataConfig(), list_places(path, [path])[path])
     assert [next(documents).text, next(documents).text] == ["one", "two"]
     with pytest.raises(DataError, match=r"a.jsonl:3: expected the field 'text'"):
         next(documents)
@@ -249,3 +316,10 @@ def test_a_file_that_vanishes(write_records: WriteRecords) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"a.jsonl: cannot be read: No such file"):
         read(path)
+
+
+def test_a_source_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    """No file system takes a name of 300 letters."""
+    with pytest.raises(DataError, match=r"x: cannot be read: File name too long") as caught:
+        list_files(tmp_path / ("x" * 300))
+    assert len(str(caught.value).splitlines()) == 1

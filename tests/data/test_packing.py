@@ -15,11 +15,9 @@ from pellucid.core.errors import DataError
 from pellucid.data.packing import (
     IGNORED,
     PADDING,
-    Batch,
     DocumentStream,
     Split,
     TrainOrder,
-    bytes_of,
     evaluation_batches,
     evaluation_documents,
 )
@@ -239,7 +237,10 @@ def test_every_byte_is_scored_once(
             scored[domains[document]] += target
             tokens[document] += 1
     chosen = evaluation_documents(split, tokens_per_domain=budget)
-    assert dict(scored) == bytes_of(split, chosen)
+    held = Counter[int]()
+    for index in chosen.tolist():
+        held[domains[index]] += sum(documents[index])
+    assert scored == held
     assert dict(tokens) == {int(index): len(documents[index]) for index in chosen}
 
 
@@ -285,8 +286,7 @@ def test_bits_per_byte_of_a_uniform_guess(make_split: MakeSplit) -> None:
     for context in (1, 2, 5):
         batches = evaluation_batches(split, context=context, batch_size=1, tokens_per_domain=None)
         nats = sum(int((batch.targets != IGNORED).sum()) for batch in batches) * log(100)
-        total = bytes_of(split, np.arange(2))[0]
-        assert nats / (log(2) * total) == pytest.approx(2.491446, abs=1e-6)  # digits above
+        assert nats / (log(2) * 8) == pytest.approx(2.491446, abs=1e-6)  # digits above
 
 
 def test_budget_takes_whole_documents_until_it_is_met(make_split: MakeSplit) -> None:
@@ -311,17 +311,70 @@ def test_a_larger_budget_only_adds(make_split: MakeSplit) -> None:
     assert small < large < set(range(12))
 
 
-def test_bytes_by_domain(make_split: MakeSplit) -> None:
-    """Bytes 3, 3 and 4 in the domains 1, 0 and 1."""
-    split = make_split([[1, 2], [3], [4]], [1, 0, 1])
-    assert bytes_of(split, np.arange(3)) == {1: 7, 0: 3}
-    assert bytes_of(split, np.array([2])) == {1: 4}
-    assert bytes_of(split, np.arange(0)) == {}
+def test_separate_rows_by_hand(make_split: MakeSplit) -> None:
+    """Documents [1 2 3 4 5], [6], [7 8], context 4, each from the end of text (0) on.
+
+    Document 0: 0 1 2 3 → 1 2 3 4, then 4 5 with one target only, left out. Document 1: 0 6 has one
+    target only as well. Document 2: 0 7 8 → 7 8 and nothing, since 8 ends it.
+    """
+    split = make_split([[1, 2, 3, 4, 5], [6], [7, 8]])
+    order = evaluation_documents(split, tokens_per_domain=None).tolist()
+    (batch,) = evaluation_batches(
+        split, context=4, batch_size=8, tokens_per_domain=None, separate=True
+    )
+    rows = {
+        0: ([0, 1, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]),
+        2: ([0, 7, 8, 0], [7, 8, IGNORED, IGNORED], [2, 2, 2, PADDING]),
+    }
+    expected = [rows[index] for index in order if index in rows]
+    found = zip(batch.tokens.tolist(), batch.targets.tolist(), batch.document.tolist())
+    assert list(found) == expected
 
 
-def test_a_batch_is_three_tensors() -> None:
-    tensor = torch.zeros(1, 2, dtype=torch.int64)
-    batch = Batch(tensor, tensor, tensor)
-    assert not torch.is_floating_point(batch.tokens)
-    with pytest.raises(AttributeError):
-        batch.tokens = tensor  # pyright: ignore[reportAttributeAccessIssue]
+def test_a_long_document_goes_on_in_further_rows(make_split: MakeSplit) -> None:
+    """0 1 2 3 4 5 6 7 8 in rows of 3, of which the last has two targets and ends in an input."""
+    batches = evaluation_batches(
+        make_split([[1, 2, 3, 4, 5, 6, 7, 8]]),
+        context=3,
+        batch_size=2,
+        tokens_per_domain=None,
+        separate=True,
+    )
+    one, two = batches
+    assert one.tokens.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert one.targets.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert two.tokens.tolist() == [[6, 7, 8]]
+    assert two.targets.tolist() == [[7, 8, IGNORED]]
+
+
+@given(DOCUMENTS, st.data(), st.integers(1, 9), st.integers(1, 4))
+def test_separate_rows_hold_each_token_once(
+    make_split: MakeSplit,
+    documents: list[list[int]],
+    data: st.DataObject,
+    context: int,
+    batch_size: int,
+) -> None:
+    """As input and as target, save in rows of under two targets; one document a row."""
+    count = len(documents)
+    domains = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    budget = data.draw(st.none() | st.integers(1, 30))
+    split = make_split(documents, domains)
+    inputs: dict[int, list[int]] = {}
+    targets: dict[int, list[int]] = {}
+    for batch in evaluation_batches(
+        split, context=context, batch_size=batch_size, tokens_per_domain=budget, separate=True
+    ):
+        for row, following, document in zip(batch.tokens, batch.targets, batch.document):
+            (owner,) = set(document.tolist()) - {PADDING}
+            text = document == owner
+            assert text.tolist() == sorted(text.tolist(), reverse=True)
+            inputs.setdefault(owner, []).extend(row[text].tolist())
+            targets.setdefault(owner, []).extend(following[following != IGNORED].tolist())
+    for index in evaluation_documents(split, tokens_per_domain=budget).tolist():
+        whole = [0, *documents[index]]
+        # The rows begin at multiples of the context; only the last may be too short to count.
+        last = len(documents[index]) // context * context
+        short = len(whole) - 1 - last < min(2, context)
+        assert inputs.get(index, []) == whole[: last if short else None]
+        assert targets.get(index, []) == whole[1 : last + 1 if short else None]

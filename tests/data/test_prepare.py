@@ -14,7 +14,7 @@ from pellucid.data import prepare as module
 from pellucid.data.document import DataConfig, Document
 from pellucid.data.prepare import prepare, reopen
 from pellucid.data.store import Corpus
-from pellucid.data.tokenizer import TextTokenizer
+from pellucid.data.tokenizer import TextTokenizer, load_tokenizer
 
 WriteRecords = Callable[..., Path]
 
@@ -313,6 +313,80 @@ def test_a_cache_that_is_a_file(source: Path, tmp_path: Path, tokenizer: TextTok
             tokenizer=tokenizer,
         )
     assert (tmp_path / "file").read_text(encoding="utf-8") == "precious"
+
+
+def test_two_processes_that_prepare_the_same_text(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is done while ours is being written: its folder stays, ours goes."""
+    other = made(source, tmp_path / "other")
+    write_meta = module.write_meta
+
+    def overtaken(*args: object) -> None:
+        write_meta(*args)
+        for folder in (tmp_path / "other").glob("tokens-*"):
+            shutil.copytree(folder, cache / folder.name)
+            (cache / folder.name).joinpath("meta.json").chmod(0o444)
+
+    monkeypatch.setattr(module, "write_meta", overtaken)
+    ours = made(source, cache)
+    assert ours.train.tokens.tolist() == other.train.tokens.tolist()
+    (meta,) = cache.glob("tokens-*/meta.json")
+    assert meta.stat().st_mode & 0o777 == 0o444
+    assert list(cache.glob(".*")) == []
+
+
+@pytest.mark.parametrize("place", ["fingerprint", "open_corpus"])
+def test_a_source_that_fails_is_not_called_a_full_cache(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(_: DataConfig) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module, place, fail)
+    refused(source, cache, r"data: cannot be read: Permission denied$")
+
+
+@pytest.fixture
+def lower_case(tokenizer: TextTokenizer, tmp_path: Path) -> Path:
+    """The folder of a tokenizer that reads all letters as small ones."""
+    tokenizer.save(tmp_path / "lower")
+    file = tmp_path / "lower" / "tokenizer.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    return tmp_path / "lower"
+
+
+@pytest.fixture
+def lossy(write_records: WriteRecords, lower_case: Path) -> DataConfig:
+    rows = [{"text": "aBC", "split": split} for split in ("train", "validation")]
+    return DataConfig(source=str(write_records("a.jsonl", rows)), tokenizer=str(lower_case))
+
+
+def test_a_tokenizer_that_loses_text_is_refused(lossy: DataConfig, cache: Path) -> None:
+    expected = r"a.jsonl: the tokenizer loses .* document a.jsonl:1 'BC' comes back as 'bc'; choose"
+    with pytest.raises(DataError, match=expected) as caught:
+        prepare(lossy, vocab_size=300, cache=cache)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["leave", "given tokenizer"])
+def test_leave_to_lose_text(lossy: DataConfig, cache: Path, given: bool) -> None:
+    """With it the text is tokenised; the cache made so is no excuse for going on without."""
+    corpus = prepare(
+        replace(lossy, lossy_tokenizer=not given),
+        vocab_size=300,
+        cache=cache,
+        tokenizer=load_tokenizer(lossy.tokenizer) if given else None,
+    )
+    assert list(texts(corpus, "train").values()) == ["abc"]
+    assert corpus.train.num_bytes.tolist() == [3]
+    with pytest.raises(DataError, match=r"a.jsonl: the tokenizer loses text"):
+        prepare(lossy, vocab_size=300, cache=cache)
+    again = prepare(replace(lossy, lossy_tokenizer=True), vocab_size=300, cache=cache)
+    assert again.identity == corpus.identity
 
 
 def test_documents_are_streamed(

@@ -155,9 +155,14 @@ def test_no_folder_is_no_store(tmp_path: Path, tokenizer: TextTokenizer) -> None
     assert open_store(tmp_path / "nowhere", "id", tokenizer) is None
 
 
+def missing() -> bool:
+    """What ``replacing`` is told where no other process is at work."""
+    return False
+
+
 def test_replacing_makes_the_folder_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "store"
-    with replacing(folder) as aside:
+    with replacing(folder, missing) as aside:
         (aside / "file").write_text("new", encoding="utf-8")
         assert not folder.exists()
     assert (folder / "file").read_text(encoding="utf-8") == "new"
@@ -168,7 +173,7 @@ def test_replacing_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     folder.mkdir()
     (folder / "old").touch()
-    with replacing(folder) as aside:
+    with replacing(folder, missing) as aside:
         (aside / "new").touch()
     assert [path.name for path in folder.iterdir()] == ["new"]
 
@@ -180,7 +185,7 @@ def test_a_failed_filling_leaves_all_as_it_was(tmp_path: Path, error: type[BaseE
     (folder / "old").touch()
 
     def fill() -> None:
-        with replacing(folder) as aside:
+        with replacing(folder, missing) as aside:
             (aside / "half").touch()
             raise error
 
@@ -190,7 +195,7 @@ def test_a_failed_filling_leaves_all_as_it_was(tmp_path: Path, error: type[BaseE
 
 
 def test_a_failed_filling_removes_the_cache_it_created(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "cache" / "store"):
+    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "cache" / "store", missing):
         raise ValueError("stop")
     assert list(tmp_path.iterdir()) == []
 
@@ -200,7 +205,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sys\n"
         "from pellucid.data.store import replacing\n"
-        "with replacing(pathlib.Path(sys.argv[1])) as aside:\n"
+        "with replacing(pathlib.Path(sys.argv[1]), lambda: False) as aside:\n"
         "    (aside / 'half').touch()\n"
         "    os.kill(os.getpid(), 9)\n"
     )
@@ -208,7 +213,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     child = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=60)
     assert child.returncode == -9
     assert [path.name.startswith(".store.") for path in tmp_path.iterdir()] == [True]
-    with replacing(folder) as aside:
+    with replacing(folder, missing) as aside:
         (aside / "whole").touch()
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -218,6 +223,46 @@ def test_a_running_process_keeps_its_own(tmp_path: Path) -> None:
     theirs, ours = tmp_path / ".store.1", tmp_path / f".store.{os.getpid()}"
     theirs.mkdir()
     ours.mkdir()
-    with replacing(tmp_path / "store"):
+    with replacing(tmp_path / "store", missing):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".store.1", "store"]
+
+
+def test_what_another_process_finished_meanwhile_is_kept(tmp_path: Path) -> None:
+    """Both are as good; taking the other's away would pull it from under a running process."""
+    folder = tmp_path / "store"
+    with replacing(folder, lambda: (folder / "theirs").exists()) as aside:
+        (aside / "ours").touch()
+        folder.mkdir()
+        (folder / "theirs").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["store", "theirs"]
+
+
+def test_a_folder_that_appears_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the rename: the name is taken, and the one there is whole."""
+    folder = tmp_path / "store"
+    rename = Path.rename
+
+    def overtaken(aside: Path, target: Path) -> Path:
+        target.mkdir()
+        (target / "theirs").touch()
+        return rename(aside, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with replacing(folder, lambda: (folder / "theirs").exists()) as aside:
+        (aside / "ours").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["store", "theirs"]
+
+
+def test_a_name_that_stays_taken_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(aside: Path, target: Path) -> Path:
+        raise OSError("taken")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="taken"), replacing(tmp_path / "store", missing) as aside:
+        (aside / "ours").touch()
+    assert list(tmp_path.iterdir()) == []

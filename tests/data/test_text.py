@@ -1,10 +1,17 @@
-"""Surrogates, pieces, hashes and one-line messages."""
+"""Surrogates, pieces, hashes, parents and one-line messages."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.data.text import PIECE_CHARACTERS, cut_pieces, mend_surrogates, one_line, unit_hash
+from pellucid.data.text import (
+    PIECE_CHARACTERS,
+    cut_pieces,
+    mend_surrogates,
+    one_line,
+    parent_of,
+    unit_hash,
+)
 
 
 def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
@@ -47,6 +54,24 @@ def test_hashes_spread_evenly() -> None:
 @given(st.text(alphabet=st.characters(exclude_categories=()), max_size=20))
 def test_hashes_lie_in_the_unit_interval(key: str) -> None:
     assert 0.0 <= unit_hash(key) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [
+        ("legal/python/LICENSE.txt#12", "legal/python/LICENSE.txt"),
+        ("a#1#2", "a#1"),
+        ("line\nend#3", "line\nend"),
+        # Of no parent: no number, no name before it, a line of a file of records.
+        ("c#", "c#"),
+        ("c#x", "c#x"),
+        ("#7", "#7"),
+        ("a.jsonl:7", "a.jsonl:7"),
+        ("", ""),
+    ],
+)
+def test_the_parent_of_a_piece(name: str, parent: str) -> None:
+    assert parent_of(name) == parent
 
 
 def test_short_text_is_one_piece() -> None:

@@ -21,7 +21,6 @@ from pellucid.data.tokenizer import (
     balanced_sample,
     fit_bpe,
     load_tokenizer,
-    train_tokenizer,
 )
 
 
@@ -105,14 +104,12 @@ def test_vocabulary_below_the_bytes_is_refused() -> None:
 
 def test_no_training_text_is_refused() -> None:
     with pytest.raises(DataError, match="found no training text"):
-        train_tokenizer(documents("a", "held out", split="validation"), 300)
+        fit_bpe([], 300)
 
 
-def test_validation_text_does_not_train() -> None:
-    """Were 'zq' seen, its pair would be the most frequent and merged."""
-    seen = [*documents("a", "ab " * 10), *documents("a", "zq " * 99, split="validation")]
-    tokenizer = train_tokenizer(seen, 258)
-    assert tokenizer.token_text(257) == "ab"
+def test_validation_text_is_no_sample() -> None:
+    seen = [*documents("a", "ab"), *documents("a", "zq", split="validation")]
+    assert balanced_sample(seen) == ["ab"]
 
 
 def test_training_is_the_same_in_another_process() -> None:
@@ -154,8 +151,20 @@ def test_sample_keeps_a_small_corpus_whole() -> None:
     assert balanced_sample(documents("a", "x", "y"), 2) == ["x", "y"]
 
 
-def test_a_document_above_the_bound_is_no_sample() -> None:
-    assert balanced_sample(documents("a", "x" * 11), 10) == []
+def test_a_document_above_the_bound_is_cut_to_the_room_left() -> None:
+    """Bound 10: of 11 letters ten are left; beside 4 bytes of another domain, 6."""
+    assert balanced_sample(documents("a", "x" * 11), 10) == ["x" * 10]
+    two = [*documents("a", "y" * 4), *documents("b", "x" * 11)]
+    assert balanced_sample(two, 10) == ["y" * 4, "x" * 6]
+    assert balanced_sample(two[::-1], 10) == ["y" * 4, "x" * 6]
+    # A domain that takes no more, and one whose only document is dropped down to nothing.
+    assert balanced_sample([*documents("b", "x" * 11), *documents("b", "x")], 10) == ["x" * 10]
+    assert balanced_sample(documents("a", "€€"), 2) == []
+
+
+def test_a_cut_keeps_whole_characters() -> None:
+    """A euro sign takes three bytes: ten hold three of them."""
+    assert balanced_sample(documents("a", "€" * 9), 10) == ["€€€"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=40))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pellucid.core.host import Edit, Trace
 from pellucid.core.unit import Code, PoolSpec, Site
-from pellucid.data.document import Document
+from pellucid.data.packing import Batch, evaluation_batches
 from pellucid.data.store import Corpus, Split
-from pellucid.data.tokenizer import LEAST_VOCABULARY, TextTokenizer, train_tokenizer
+from pellucid.data.tokenizer import LEAST_VOCABULARY, TextTokenizer, fit_bpe
 
 
 class TablePool:
@@ -95,15 +95,14 @@ def make_host() -> Callable[..., TableHost]:
 @pytest.fixture(scope="session")
 def letters() -> TextTokenizer:
     """A tokenizer without merges: every ASCII letter is a token."""
-    text = Document(id="a", text="abc", domain="x", split="train")
-    return train_tokenizer([text], LEAST_VOCABULARY)
+    return fit_bpe(["abc"], LEAST_VOCABULARY)
 
 
 @pytest.fixture
 def make_corpus(letters: TextTokenizer) -> Callable[..., Corpus]:
     """A corpus whose validation split holds the given (domain, text) pairs, as ``name0`` on."""
 
-    def build(documents: Sequence[tuple[str, str]]) -> Corpus:
+    def build(documents: Sequence[tuple[str, str]], ids: Sequence[str] | None = None) -> Corpus:
         domains = sorted({domain for domain, _ in documents})
         rows = [letters.encode(text) for _, text in documents]
         split = Split(
@@ -111,7 +110,7 @@ def make_corpus(letters: TextTokenizer) -> Callable[..., Corpus]:
             start=np.cumsum([0, *map(len, rows)]),
             num_bytes=np.array([len(text) for _, text in documents]),
             domain=np.array([domains.index(domain) for domain, _ in documents]),
-            ids=[f"name{i}" for i in range(len(documents))],
+            ids=ids or [f"name{i}" for i in range(len(documents))],
             end_of_text=letters.end_of_text,
         )
         return Corpus(
@@ -120,6 +119,24 @@ def make_corpus(letters: TextTokenizer) -> Callable[..., Corpus]:
             train=split,
             validation=split,
             identity="test",
+        )
+
+    return build
+
+
+@pytest.fixture
+def batches_of() -> Callable[..., list[Batch]]:
+    """The validation text as batches, a document a row unless packed."""
+
+    def build(corpus: Corpus, context: int, *, separate: bool = True) -> list[Batch]:
+        return list(
+            evaluation_batches(
+                corpus.validation,
+                context=context,
+                batch_size=3,
+                tokens_per_domain=None,
+                separate=separate,
+            )
         )
 
     return build

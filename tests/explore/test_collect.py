@@ -4,17 +4,10 @@ import pytest
 import torch
 
 from pellucid.core.unit import Code
-from pellucid.data.packing import Batch, evaluation_batches
 from pellucid.explore.activity import measure_activity
 from pellucid.explore.choose import ChosenUnit
 from pellucid.explore.collect import collect_records
-from pellucid.explore.halves import SHOW, DocumentHalves
-
-
-def _batches(corpus, context: int = 32) -> list[Batch]:
-    return list(
-        evaluation_batches(corpus.validation, context=context, batch_size=2, tokens_per_domain=None)
-    )
+from pellucid.explore.halves import SHOW, Halves
 
 
 def _table(letters, text: str, scale: float = 1.0) -> torch.Tensor:
@@ -29,18 +22,18 @@ def _chosen(*units: int, position: int = 0) -> list[ChosenUnit]:
 
 
 @pytest.fixture
-def collected(make_corpus, make_host, make_pool, letters):
+def collected(make_corpus, make_host, make_pool, letters, batches_of):
     """A function that measures and collects units of a pool of letter detectors."""
 
-    def collect(documents, units, *, pool=None, context: int = 32, **more):
-        corpus = make_corpus(documents)
+    def collect(documents, units, *, pool=None, context: int = 32, ids=None, **more):
+        corpus = make_corpus(documents, ids=ids)
         host = make_host(_table(letters, "abcd"))
         pool = make_pool(torch.eye(4), axes=(("pool", 2), ("slot", 2))) if pool is None else pool
         activity = measure_activity(
-            host, [pool], _batches(corpus, context), corpus.validation, corpus.domains
+            host, [pool], batches_of(corpus, context), corpus.validation, corpus.domains
         )
         records = collect_records(
-            host, [pool], _batches(corpus, context), corpus, activity, _chosen(*units), **more
+            host, [pool], batches_of(corpus, context), corpus, activity, _chosen(*units), **more
         )
         return records, activity[0], corpus
 
@@ -68,7 +61,7 @@ def test_names(collected):
     assert record.address == "blocks.0.ffn@pool=1,slot=1"
 
 
-def test_contexts_are_the_shown_documents_once_each(collected):
+def test_contexts_are_the_shown_documents_once_each(collected, batches_of):
     [record], activity, corpus = collected(DOCUMENTS * 3, [0])
     names = [context.document for context in record.contexts]
     assert len(set(names)) == len(names) > 0
@@ -78,13 +71,25 @@ def test_contexts_are_the_shown_documents_once_each(collected):
         # The detector of "a" fires on it with 1 and nowhere else.
         assert context.tokens[context.focus] == "a"
         assert list(context.values) == [float(token == "a") for token in context.tokens]
-        assert "".join(context.tokens[1:]) in (DOCUMENTS * 3)[index][1]
-    halves = DocumentHalves(torch.as_tensor(corpus.validation.domain))
-    for batch in _batches(corpus):
+        # The end of text before a document is not part of it.
+        assert "".join(context.tokens) == (DOCUMENTS * 3)[index][1]
+    halves = Halves(torch.as_tensor(corpus.validation.domain))
+    for batch in batches_of(corpus, 32):
         halves.of(batch.document[batch.document >= 0])
     shown = [corpus.validation.ids.index(name) for name in names]
     assert halves.of(torch.tensor(shown)).tolist() == [SHOW] * len(shown)
     assert activity.fires[SHOW, 0].sum() > 0
+
+
+def test_pieces_of_the_books_that_were_chosen_on_are_not_shown(collected):
+    # Of the four books of a domain two are shown, with all their pieces.
+    documents = [("x", "aabz")] * 12 + [("y", "cabz")] * 12
+    ids = [f"{domain}/book{index % 4}.txt#{index}" for index, (domain, _) in enumerate(documents)]
+    [record], activity, _ = collected(documents, [0], ids=ids, contexts=24)
+    books = {context.document.partition("#")[0] for context in record.contexts}
+    assert len(record.contexts) == 12
+    assert len(books) == 4
+    assert record.tokens == int(activity.tokens[SHOW].sum()) == 12 * 4
 
 
 def test_number_of_contexts(collected):
@@ -131,12 +136,15 @@ def test_without_an_unembedding_of_the_width_nothing_is_promoted(collected, make
     assert other.writes == ()
 
 
-def test_order_is_that_of_the_choice_over_several_pools(make_corpus, make_host, make_pool, letters):
+def test_order_is_that_of_the_choice_over_several_pools(
+    make_corpus, make_host, make_pool, letters, batches_of
+):
     corpus, host = make_corpus(DOCUMENTS), make_host(_table(letters, "abcd"))
     pools = [make_pool(torch.eye(4)), make_pool(torch.eye(4), name="blocks.1.ffn")]
-    activity = measure_activity(host, pools, _batches(corpus), corpus.validation, corpus.domains)
+    batches = batches_of(corpus, 32)
+    activity = measure_activity(host, pools, batches, corpus.validation, corpus.domains)
     chosen = [*_chosen(3, 0), *_chosen(2, position=1), *_chosen(1)]
-    records = collect_records(host, pools, _batches(corpus), corpus, activity, chosen)
+    records = collect_records(host, pools, batches, corpus, activity, chosen)
     assert [(r.pool, r.unit) for r in records] == [
         ("blocks.0.ffn", 3),
         ("blocks.0.ffn", 0),

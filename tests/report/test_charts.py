@@ -9,7 +9,7 @@ import pytest
 
 from pellucid.core.errors import MissingExtra
 from pellucid.report.charts import describe, draw_chart, short_number
-from pellucid.report.page import BarChart, LineChart, Series
+from pellucid.report.page import DotChart, LineChart, Series
 
 LINES = LineChart(
     caption="Loss",
@@ -20,18 +20,11 @@ LINES = LineChart(
         Series(name="a < b & $c$", x=(0.0, 2e6), y=(3.0, 2.5)),
     ),
 )
-BARS = BarChart(
+DOTS = DotChart(
     caption="By domain",
     x_label="bits",
     categories=("chess", "code_c"),
     series=(Series(name="pools", y=(2.0, 1.0)), Series(name="dense", y=(4.0, 0.5))),
-)
-DOTS = BarChart(
-    caption=BARS.caption,
-    x_label="bits",
-    categories=BARS.categories,
-    series=BARS.series,
-    marks="dots",
 )
 
 
@@ -50,8 +43,8 @@ def _paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:
     return found
 
 
-@pytest.mark.parametrize("chart", [LINES, BARS, DOTS])
-def test_well_formed_and_equal_twice(chart: LineChart | BarChart):
+@pytest.mark.parametrize("chart", [LINES, DOTS])
+def test_well_formed_and_equal_twice(chart: LineChart | DotChart):
     svg = draw_chart(chart, "c0")
     assert svg == draw_chart(chart, "c0")
     root = ET.fromstring(svg)
@@ -60,8 +53,8 @@ def test_well_formed_and_equal_twice(chart: LineChart | BarChart):
     assert root.get("width") is None
 
 
-@pytest.mark.parametrize("chart", [LINES, BARS, DOTS])
-def test_colours_and_font_are_the_page_s(chart: LineChart | BarChart):
+@pytest.mark.parametrize("chart", [LINES, DOTS])
+def test_colours_and_font_are_the_page_s(chart: LineChart | DotChart):
     svg = draw_chart(chart, "c0")
     assert "var(--series-0)" in svg
     assert "var(--series-1)" in svg
@@ -113,25 +106,32 @@ def test_few_points_are_marked():
     assert marks(100) == 0
 
 
-def test_bars_start_at_zero_and_are_proportional():
-    svg = draw_chart(BARS, "c0")
-    widths = []
-    for colour in ("--series-0", "--series-1"):
-        corners = [p for p in _paths(svg, colour) if len(p) == 4]
-        widths += [max(x for x, _ in p) - min(x for x, _ in p) for p in corners]
-    # The legend draws one patch a series as well; the data are 2, 1 and 4, .5.
-    for ratio in (2.0, 1.0, 0.5):
-        assert any(w == pytest.approx(max(widths) * ratio / 4, rel=1e-3) for w in widths)
+def _dots(svg: str, colour: str) -> list[tuple[float, float]]:
+    """Where the marks of a series stand, without the one in the legend, from top to bottom."""
+    uses = [e for e in ET.fromstring(svg).iter() if e.tag.endswith("use")]
+    found = [e for e in uses if colour in e.get("style", "")]
+    places = [(float(e.get("x", "nan")), float(e.get("y", "nan"))) for e in found]
+    return sorted(places, key=lambda place: place[1])[1:]
+
+
+def test_dots_stand_at_their_values():
+    svg = draw_chart(DOTS, "c0")
+    (first_a, first_b), (second_a, second_b) = _dots(svg, "--series-0"), _dots(svg, "--series-1")
+    # chess 2 and 4, code_c 1 and 0.5: with x linear in the value, 3.5 is 7 times 0.5.
+    # Coordinates are printed to 1e-6.
+    assert second_a[0] - second_b[0] == pytest.approx(7 * (first_b[0] - second_b[0]), abs=1e-3)
+    assert first_a[0] - first_b[0] == pytest.approx(2 * (first_b[0] - second_b[0]), abs=1e-3)
+    # One line a category, the first on top.
+    assert first_a[1] == second_a[1] < first_b[1] == second_b[1]
 
 
 def test_every_category_is_named():
-    for chart in (BARS, DOTS):
-        assert {"chess", "code_c"} <= set(_texts(draw_chart(chart, "c0")))
+    assert {"chess", "code_c"} <= set(_texts(draw_chart(DOTS, "c0")))
 
 
 def test_a_missing_value_leaves_a_gap():
     series = (Series(name="a", y=(1.0, math.nan)), Series(name="b", y=(math.nan, math.nan)))
-    chart = BarChart(caption="", x_label="", categories=("x", "y"), series=series, marks="dots")
+    chart = DotChart(caption="", x_label="", categories=("x", "y"), series=series)
     assert "nan" not in draw_chart(chart, "c0").lower()
 
 
@@ -144,7 +144,7 @@ def test_y_range_cuts_the_axis():
 
 def test_what_is_said_of_a_chart():
     assert describe(LINES) == "Loss: pools ends at 1.500; a < b & $c$ ends at 2.500"
-    assert describe(BARS) == "By domain: pools from 1.000 to 2.000; dense from 0.500 to 4.000"
+    assert describe(DOTS) == "By domain: pools from 1.000 to 2.000; dense from 0.500 to 4.000"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from pellucid.report.page import BarChart, Block, HeatMap, LineChart, Note, Page, Row, Table
+from pellucid.report.page import Block, HeatMap, LineChart, Note, Page, Row, Table
 
 
 def test_records_are_frozen_and_named():
@@ -26,16 +26,14 @@ def test_equal_records_are_equal():
 
 def test_blocks_nest_in_rows_only():
     kinds = {kind.__name__ for kind in typing.get_args(Block)}
-    assert kinds == {"Table", "LineChart", "BarChart", "HeatMap", "UnitCard", "Note", "Row"}
+    assert kinds == {"Table", "LineChart", "DotChart", "HeatMap", "UnitCard", "Note", "Row"}
     row = Row(blocks=(Note(text="a"), Row(blocks=(Note(text="b"),))))
     assert isinstance(row.blocks[1], Row)
 
 
 def test_defaults_leave_axes_to_the_data():
     line = LineChart(caption="", x_label="", y_label="", series=())
-    bars = BarChart(caption="", x_label="", categories=(), series=())
     heat = HeatMap(caption="", rows=(), columns=(), values=(), row_axis="", column_axis="")
     assert line.y_range is None
-    assert bars.marks == "bars"
     assert heat.maximum is None
     assert Table(caption="", columns=(), rows=()).rows == ()

@@ -10,8 +10,8 @@ import pytest
 from pellucid.core.errors import MissingExtra
 from pellucid.core.unit import Context, UnitRecord
 from pellucid.report.page import (
-    BarChart,
     Block,
+    DotChart,
     HeatMap,
     LineChart,
     Note,
@@ -22,7 +22,7 @@ from pellucid.report.page import (
     Table,
     UnitCard,
 )
-from pellucid.report.render import render_page, write_page
+from pellucid.report.render import check_packages, render_page, write_page
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 EVIL = "<script>alert('x')</script>"
@@ -152,7 +152,7 @@ def test_text_is_escaped_everywhere():
             column_axis='"' + EVIL,
             annotations=(EVIL,),
         ),
-        BarChart(
+        DotChart(
             caption=EVIL, x_label=EVIL, categories=(EVIL,), series=(Series(name=EVIL, y=(1.0,)),)
         ),
         UnitCard(record=_record(address=EVIL, domains=((EVIL, 1.0),)), control=True),
@@ -332,3 +332,13 @@ def test_a_page_that_cannot_be_rendered_leaves_the_old_one(
     with pytest.raises(MissingExtra, match="writing a report needs the package jinja2"):
         write_page(_page(Note(text="new")), path)
     assert "old" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_packages_can_be_asked_for_before_there_is_a_page(
+    package: str, monkeypatch: pytest.MonkeyPatch
+):
+    check_packages()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"package {package}, .* 'pellucid\[bench\]'"):
+        check_packages()

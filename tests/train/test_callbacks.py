@@ -162,3 +162,21 @@ def test_on_a_terminal_a_bar(monkeypatch, clock: list[float]):
     assert "loss=1.250" in shown
     # A bar redraws one line; only its end moves to the next.
     assert shown.count("\n") == 1
+
+
+def test_a_bar_closed_early_leaves_its_line(monkeypatch, clock: list[float]):
+    # What is said after a fault starts at the beginning of a line, not behind the bar.
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    bar = ProgressLine("pools-tiny", 10, 0)
+    bar.after_step(progress(1, **{"train/loss": 1.25}))
+    assert not terminal.getvalue().endswith("\n")
+    bar.close()
+    bar.close()
+    assert terminal.getvalue().endswith("\n")
+    assert terminal.getvalue().count("\n") == 1
+
+
+def test_there_is_nothing_to_close_away_from_a_terminal(capsys, clock: list[float]):
+    ProgressLine("pools-tiny", 10, 0).close()
+    assert capsys.readouterr().err == ""

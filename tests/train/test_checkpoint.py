@@ -29,6 +29,7 @@ from pellucid.train.checkpoint import (
     STATE,
     Checkpoint,
     checksum,
+    explaining_full_disk,
     go_back,
     list_checkpoints,
     load_checkpoint,
@@ -409,6 +410,37 @@ def test_a_write_that_the_system_refuses(tmp_path: Path):
     assert left_behind(tmp_path) == []
     save_checkpoint(tmp_path, 2, small(2, size=10_000), keep=1)
     assert value_of(load_checkpoint(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_elsewhere_in_a_run_is_told_alike(tmp_path: Path, code: int):
+    run = tmp_path / "my run"
+    with pytest.raises(CheckpointError) as caught, explaining_full_disk(run):
+        raise OSError(code, os.strerror(code))
+    assert str(caught.value) == (
+        f"{run}: could not be written ({os.strerror(code)}); the checkpoints are intact: free some "
+        f"space, then run: pellucid resume '{run}'"
+    )
+
+
+def test_a_full_disk_is_told_with_the_file_where_there_is_one(tmp_path: Path):
+    with (
+        file_size_limit(10),
+        pytest.raises(CheckpointError) as caught,
+        explaining_full_disk(tmp_path),
+    ):
+        (tmp_path / "log.jsonl").write_text("more than ten bytes")
+    assert str(caught.value).startswith(f"{tmp_path}: could not be written (File too large)")
+    fault = OSError(errno.ENOSPC, "full", "a.json")
+    with pytest.raises(CheckpointError, match=r"^a\.json: could"), explaining_full_disk(tmp_path):
+        raise fault
+
+
+def test_other_faults_pass_unexplained(tmp_path: Path):
+    with pytest.raises(PermissionError), explaining_full_disk(tmp_path):
+        raise PermissionError(errno.EACCES, "denied")
+    with explaining_full_disk(tmp_path):
+        pass
 
 
 def test_another_fault_of_the_disk_is_not_called_a_full_one(tmp_path: Path, monkeypatch):

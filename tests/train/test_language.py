@@ -1,7 +1,7 @@
 """Cross-entropy and distillation against worked numbers, and the objectives built on them."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pellucid.core.errors import ConfigError
-from pellucid.core.host import Edit, Trace
-from pellucid.core.unit import Site
 from pellucid.data.packing import IGNORED, Batch
 from pellucid.models.config import TransformerConfig
 from pellucid.models.transformer import Transformer
@@ -20,6 +18,7 @@ from pellucid.pools.hierarchy import HierarchyConfig
 from pellucid.train.language import (
     Distillation,
     LanguageModelling,
+    Teacher,
     check_distillation,
     cross_entropy,
     distillation_loss,
@@ -58,19 +57,13 @@ def make_batch(rows: int = 2, seq: int = 8, vocab: int = 11) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), document.contiguous())
 
 
-class Fixed:
-    """A host that answers every row with the same logits."""
+def fixed(logits: Tensor) -> Teacher:
+    """A teacher that answers every row with the same logits."""
+    return lambda tokens, _: logits.expand(*tokens.shape, -1)
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
 
-    def width(self, site: Site) -> int:
-        return 0
-
-    def run(
-        self, tokens: Tensor, *, edits: Sequence[Edit] = (), keep: Collection[Site] = ()
-    ) -> Trace:
-        return Trace(self.logits.expand(*tokens.shape, -1), {})
+def teacher_of(model: Transformer) -> Teacher:
+    return lambda tokens, _: model(tokens)
 
 
 def test_cross_entropy_by_hand():
@@ -177,6 +170,20 @@ def test_documents_are_masked_only_if_asked():
     assert seen[1] is batch.document
 
 
+def test_the_teacher_is_told_where_documents_end():
+    heard: list[Tensor] = []
+    model, batch = decoder(), make_batch()
+
+    def teacher(tokens: Tensor, documents: Tensor) -> Tensor:
+        heard.append(documents)
+        return model(tokens)
+
+    for mask in (False, True):
+        Distillation(student=objective(model, mask_documents=mask), teacher=teacher).losses(batch)
+    assert all(documents is batch.document for documents in heard)
+    assert len(heard) == 2
+
+
 def test_the_model_hears_of_every_step():
     heard: list[str] = []
     model = decoder()
@@ -184,7 +191,7 @@ def test_the_model_hears_of_every_step():
     plain = LanguageModelling(
         forward=model.forward_with_parts, groups=groups, after=lambda: heard.append("after")
     )
-    both = Distillation(student=plain, teacher=model)
+    both = Distillation(student=plain, teacher=teacher_of(model))
     for task in (plain, both):
         task.before_step(3)
         task.after_step(3)
@@ -195,11 +202,11 @@ def test_the_model_hears_of_every_step():
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_the_mix_of_teacher_and_text(alpha: float):
     model, batch = decoder(), make_batch()
-    teacher = Fixed(torch.randn(11))
-    task = Distillation(student=objective(model), teacher=teacher, alpha=alpha, temperature=2.0)
+    row = torch.randn(11)
+    task = Distillation(student=objective(model), teacher=fixed(row), alpha=alpha, temperature=2.0)
     parts = task.losses(batch)
     logits, _ = model.forward_with_parts(batch.tokens)
-    kl = distillation_loss(logits, teacher.logits.expand_as(logits), 2.0)
+    kl = distillation_loss(logits, row.expand_as(logits), 2.0)
     assert parts["kl"].item() == pytest.approx(alpha * kl.item(), rel=1e-6)
     if alpha == 1:
         assert parts.keys() == {"kl", "balance", "router_z"}
@@ -212,7 +219,8 @@ def test_a_student_that_is_its_teacher_learns_nothing():
     # The pools' own parts pull on the router, so only the divergence is looked at.
     model, batch = decoder(), make_batch()
     model.eval()
-    part = Distillation(student=objective(model), teacher=model, alpha=1.0).losses(batch)["kl"]
+    task = Distillation(student=objective(model), teacher=teacher_of(model), alpha=1.0)
+    part = task.losses(batch)["kl"]
     part.backward()
     norms = [p.grad.norm().item() for p in model.parameters() if p.grad is not None]
     # Gradients of order 1 for a random teacher; float32 rounding here.
@@ -222,13 +230,14 @@ def test_a_student_that_is_its_teacher_learns_nothing():
 
 def test_the_teacher_gets_no_gradient():
     student, teacher, batch = decoder(), decoder(), make_batch()
-    sum(Distillation(student=objective(student), teacher=teacher).losses(batch).values()).backward()
+    task = Distillation(student=objective(student), teacher=teacher_of(teacher))
+    sum(task.losses(batch).values()).backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert student.embed.weight.grad is not None
 
 
 def test_a_teacher_of_another_vocabulary_is_refused():
-    task = Distillation(student=objective(decoder()), teacher=Fixed(torch.zeros(13)))
+    task = Distillation(student=objective(decoder()), teacher=fixed(torch.zeros(13)))
     with pytest.raises(ConfigError, match="expected logits over 11 tokens, found 13; distil bet"):
         task.losses(make_batch())
 
@@ -250,7 +259,7 @@ def test_a_mix_that_is_none_is_named(alpha: float, temperature: float, field: st
     with pytest.raises(ConfigError, match=rf"^{field}: "):
         Distillation(
             student=objective(decoder()),
-            teacher=Fixed(torch.zeros(11)),
+            teacher=fixed(torch.zeros(11)),
             alpha=alpha,
             temperature=temperature,
         )

@@ -11,6 +11,7 @@ code 2 (a ``TrainingError``, which is no wrong input, with 1); nothing already w
         ├── RunError          a run folder that exists, is missing or is not a run
         ├── CheckpointError   a checkpoint that is truncated, altered, newer or not safetensors
         ├── AddressError      a site or unit that the model does not have
+        ├── InteropError      a foreign file that cannot be read, or a form that it cannot hold
         ├── TrainingError     a loss or gradient that is no longer finite
         └── MissingExtra      an optional package that is not installed
 """
@@ -41,6 +42,10 @@ class CheckpointError(PellucidError):
 
 class AddressError(PellucidError):
     """A site or unit that the model does not have."""
+
+
+class InteropError(PellucidError):
+    """A foreign file that cannot be read as it stands, or a dictionary its format cannot hold."""
 
 
 class TrainingError(PellucidError):

@@ -97,7 +97,9 @@ class CompiledBackend(Backend):
         if self._wrapped is not None:
             self._wrapped.save_pretrained(str(folder))
             return
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        # The library's own writing turns what the disk refuses into a bare Exception.
+        text = self._tokenizer.to_str(pretty=True)
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": end_of_text,

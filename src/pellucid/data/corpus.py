@@ -11,11 +11,13 @@ from pellucid.core.errors import DataError
 from pellucid.data import embedded, hub
 from pellucid.data.balance import balanced
 from pellucid.data.document import DataConfig, Document
-from pellucid.data.files import list_files, read_documents, relative_name
+from pellucid.data.files import list_files, list_places, read_documents, relative_name
+from pellucid.data.places import unnamed_place
 
 __all__ = ["DataConfig", "Document", "fingerprint", "open_corpus"]
 
 VERSION = 1  # raise it when the same files give other documents
+READING = " 2"  # the same for .txt files and files whose path names a split
 
 
 def open_corpus(config: DataConfig) -> Iterator[Document]:
@@ -30,17 +32,20 @@ def open_corpus(config: DataConfig) -> Iterator[Document]:
         return hub.hub_documents(config)
     source = Path(config.source)
     files = list_files(source)
+    places = list_places(source, files)
     if config.max_bytes is None:
-        return chain.from_iterable(read_documents(file, source, config) for file in files)
+        return chain.from_iterable(
+            read_documents(file, source, config, places[file]) for file in files
+        )
     files.sort(key=lambda file: file.stat().st_size)
-    streams = [read_documents(file, source, config) for file in files]
+    streams = [read_documents(file, source, config, places[file]) for file in files]
     return balanced(streams, config.max_bytes, validation_share=config.validation_share)
 
 
 def fingerprint(config: DataConfig) -> str:
     """A hash of the source's content and of the fields that decide what is read from it."""
     reading = dataclasses.asdict(config)
-    for other in ("source", "tokenizer", "mask_documents"):
+    for other in ("source", "tokenizer", "mask_documents", "lossy_tokenizer"):
         del reading[other]
     parts = [str(VERSION), json.dumps(reading, sort_keys=True), _content(config.source)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -53,11 +58,15 @@ def _content(source: str) -> str:
         return hub.hub_fingerprint(source)
     root = Path(source)
     lines: list[str] = []
-    for file in list_files(root):
+    files = list_files(root)
+    places = list_places(root, files)
+    for file in files:
         try:
             with file.open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-        lines.append(f"{digest} {relative_name(file, root)}")
+        name = relative_name(file, root)
+        changed = name.endswith(".txt") or places[file] != unnamed_place(name)
+        lines.append(f"{digest} {name}{READING if changed else ''}")
     return "\n".join(lines)

@@ -1,12 +1,20 @@
 """Documents from local files: .jsonl, .jsonl.zst, .parquet and .txt, read as a stream.
 
-A domain is the record's own, else the folder directly under the source, else the file's stem. A
-.txt file becomes pieces of at most 8,000 characters, each a document of its own. Memory is one
-block, one line or one parquet row group, whatever the file's size.
+A domain is the record's own, else the folder directly under the source, else the file's stem; a
+split is the record's own, else the one that its path names (``places``). A .txt file becomes
+pieces of at most 8,000 characters, each a document of its own with the id FILE#NUMBER. Memory is
+one block, one line or one parquet row group, whatever the file's size.
+
+The pieces of one .txt file continue one another, so they are held out in runs of up to 16: a
+held-out piece between two that train would be judged on text that was half seen. Run r of a file
+is held out where ⌊(r + 1) · share + φ⌋ > ⌊r · share + φ⌋ with φ in [0, 1) from the file's name:
+``validation_share`` of the runs, evenly spaced. Runs are short enough for two of a file to be held
+out, where it has the pieces.
 """
 
 import json
 from collections.abc import Iterator
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +22,11 @@ import zstandard
 
 from pellucid.core.errors import DataError, MissingExtra
 from pellucid.data.document import DataConfig, Document
+from pellucid.data.places import SUFFIXES, Place, places_of, unnamed_place
 from pellucid.data.records import to_document
-from pellucid.data.text import cut_pieces, one_line
+from pellucid.data.text import PIECE_CHARACTERS, cut_pieces, one_line, unit_hash
 
-SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet", ".txt")
+LONGEST_RUN = 16  # pieces of a .txt file that go into one split together
 BLOCK_BYTES = 1 << 20
 PARQUET_ROWS = 256
 WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes, the most the format's tools produce
@@ -25,6 +34,13 @@ WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes, the most the format's to
 
 def list_files(source: Path) -> list[Path]:
     """The readable files of a folder by name, or the one file; hidden ones are left out."""
+    try:
+        return _list_files(source)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or one_line(error)}") from None
+
+
+def _list_files(source: Path) -> list[Path]:
     if source.is_file():
         if source.name.endswith(SUFFIXES):
             return [source]
@@ -43,23 +59,47 @@ def relative_name(file: Path, source: Path) -> str:
     return file.name if file == source else file.relative_to(source).as_posix()
 
 
-def read_documents(file: Path, source: Path, config: DataConfig) -> Iterator[Document]:
+def list_places(source: Path, files: list[Path]) -> dict[Path, Place]:
+    """What the path of each file of ``source`` says; see ``places``."""
+    if files == [source]:
+        return {source: unnamed_place(source.name)}
+    named = {relative_name(file, source): file for file in files}
+    return {named[name]: place for name, place in places_of(named).items()}
+
+
+def read_documents(
+    file: Path, source: Path, config: DataConfig, place: Place
+) -> Iterator[Document]:
     """The documents of one file of ``source``; any fault is a ``DataError`` naming its line."""
     name = relative_name(file, source)
-    domain = name.split("/")[0] if "/" in name else _stem(name)
+    in_pieces = file.name.endswith(".txt")
     try:
+        size = file.stat().st_size
         for number, record in _records(file, config):
+            split = place.split
+            if in_pieces and split is None:
+                held_out = in_held_out_run(name, number, size, config.validation_share)
+                split = "validation" if held_out else "train"
             document = to_document(
                 record,
                 config,
                 where=f"{file}:{number}",
-                default_id=f"{name}:{number}",
-                domain=domain,
+                default_id=f"{name}#{number}" if in_pieces else f"{name}:{number}",
+                domain=place.domain,
+                split=split,
             )
             if document is not None:
                 yield document
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or one_line(error)}") from None
+
+
+def in_held_out_run(name: str, number: int, size: int, share: float) -> bool:
+    """Whether a piece, counted from 1, of the .txt file ``name`` of ``size`` bytes is held out."""
+    # Two runs of the file are held out, or one where every letter takes two bytes.
+    length = min(LONGEST_RUN, max(1, int(size // PIECE_CHARACTERS * share / 2)))
+    run, phase = (number - 1) // length, unit_hash(name)
+    return floor((run + 1) * share + phase) > floor(run * share + phase)
 
 
 def _records(file: Path, config: DataConfig) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -160,7 +200,3 @@ def _decompress(file: Path) -> Iterator[bytes]:
 
 def _hidden(path: Path, source: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(source).parts)
-
-
-def _stem(name: str) -> str:
-    return next(name[: -len(end)] for end in sorted(SUFFIXES, key=len)[::-1] if name.endswith(end))

@@ -8,11 +8,13 @@ documents' ids.
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pellucid.core.errors import DataError
 from pellucid.data.corpus import fingerprint, open_corpus
 from pellucid.data.document import DataConfig, Document
+from pellucid.data.lossless import LosslessCheck
 from pellucid.data.store import FORMAT, Corpus, SplitWriter, open_store, replacing, write_meta
 from pellucid.data.survey import Progress, Survey, check_splits
 from pellucid.data.text import one_line
@@ -20,6 +22,7 @@ from pellucid.data.tokenizer import TextTokenizer, balanced_sample, fit_bpe, loa
 
 CHUNK_BYTES = 4 << 20
 LARGEST_NARROW = 1 << 16
+LOSS = "lossy.txt"  # what the tokenizer of a store loses, if anything
 
 
 def prepare(
@@ -34,22 +37,31 @@ def prepare(
 
     ``vocab_size`` counts only where a tokenizer is trained. ``progress`` gets a stage's name, the
     bytes of text done and the bytes in all, 0 where not known. Errors: ``DataError`` for all that
-    cannot be read, for a domain without validation text, for a cache that cannot be written; the
-    cache then is as it was.
+    cannot be read, for a domain without validation text, for a config's tokenizer that loses text,
+    for a cache that cannot be written; the cache then is as it was.
     """
-    source = fingerprint(config)
+    try:
+        source = fingerprint(config)
+    except OSError as error:
+        raise _unreadable(config, error) from None
     total = 0
+    # A run's or a model's own tokenizer is no choice that could be made better.
+    may_lose = config.lossy_tokenizer or tokenizer is not None
     try:
         if tokenizer is None and config.tokenizer == "train":
             tokenizer, total = _trained(config, source, vocab_size, cache, progress)
         elif tokenizer is None:
             tokenizer = load_tokenizer(config.tokenizer)
         identity = _hash(source, tokenizer.identity)
+        folder = _folder(cache, identity)
         corpus = reopen(cache, identity, tokenizer)
         if corpus is None:
-            with replacing(_folder(cache, identity)) as aside:
-                _write(aside, identity, config, tokenizer, progress, total)
+            whole = partial(_is_whole, folder, identity, tokenizer)
+            with replacing(folder, whole) as aside:
+                _write(aside, identity, config, tokenizer, progress, total, may_lose)
             corpus = reopen(cache, identity, tokenizer)
+        elif not may_lose and (folder / LOSS).exists():
+            raise DataError(f"{config.source}: {(folder / LOSS).read_text(encoding='utf-8')}")
     except OSError as error:
         raise DataError(
             f"{cache}: the token cache cannot be written: {error.strerror or one_line(error)}; "
@@ -69,19 +81,41 @@ def _trained(
 ) -> tuple[TextTokenizer, int]:
     """The tokenizer trained on this source, and its bytes of text where they were counted."""
     folder = cache / f"tokenizer-{_hash(source, str(vocab_size))[:16]}"
-    if folder.is_dir():
-        try:
-            return load_tokenizer(folder), 0
-        except DataError:  # damaged: trained again below
-            pass
+    found = _loaded(folder)
+    if found is not None:
+        return found, 0
     survey = Survey()
-    documents = survey.watch(open_corpus(config), progress, "training the tokenizer", 0)
+    documents = survey.watch(_documents(config), progress, "training the tokenizer", 0)
     sample = balanced_sample(documents)
     check_splits(config, survey.train, survey.validation)
     tokenizer = fit_bpe(sample, vocab_size)
-    with replacing(folder) as aside:
+    with replacing(folder, lambda: _loaded(folder) is not None) as aside:
         tokenizer.save(aside)
-    return tokenizer, survey.num_bytes
+    return load_tokenizer(folder), survey.num_bytes
+
+
+def _loaded(folder: Path) -> TextTokenizer | None:
+    """The tokenizer of a folder, unless it is missing or damaged."""
+    try:
+        return load_tokenizer(folder) if folder.is_dir() else None
+    except DataError:
+        return None
+
+
+def _documents(config: DataConfig) -> Iterator[Document]:
+    """The source's documents; what the disk refuses is the source's fault, not the cache's."""
+    try:
+        yield from open_corpus(config)
+    except OSError as error:
+        raise _unreadable(config, error) from None
+
+
+def _unreadable(config: DataConfig, error: OSError) -> DataError:
+    return DataError(f"{config.source}: cannot be read: {error.strerror or one_line(error)}")
+
+
+def _is_whole(folder: Path, identity: str, tokenizer: TextTokenizer) -> bool:
+    return open_store(folder, identity, tokenizer) is not None
 
 
 def _write(
@@ -91,10 +125,12 @@ def _write(
     tokenizer: TextTokenizer,
     progress: Progress | None,
     total: int,
+    may_lose: bool,
 ) -> None:
     wide = tokenizer.vocab_size > LARGEST_NARROW
     domains: dict[str, int] = {}
-    documents = Survey().watch(open_corpus(config), progress, "tokenising", total)
+    documents = Survey().watch(_documents(config), progress, "tokenising", total)
+    check = LosslessCheck(tokenizer)
     with (
         SplitWriter(folder, "train", domains, wide) as train,
         SplitWriter(folder, "validation", domains, wide) as validation,
@@ -102,10 +138,15 @@ def _write(
         for chunk in _chunks(documents):
             rows = tokenizer.encode_batch([document.text for document in chunk])
             for document, row in zip(chunk, rows):
+                check.see(document)
+                if check.loss is not None and not may_lose:
+                    raise DataError(f"{config.source}: {check.loss}")
                 (train if document.split == "train" else validation).add(document, row)
         check_splits(config, train.documents, validation.documents)
         train.finish()
         validation.finish()
+    if check.loss is not None:
+        (folder / LOSS).write_text(check.loss, encoding="utf-8")
     write_meta(folder, identity, list(domains), wide)
 
 

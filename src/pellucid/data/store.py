@@ -10,7 +10,7 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,9 +158,10 @@ def _open_split(folder: Path, split: str, kind: str, end_of_text: int) -> Split:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, whole: Callable[[], bool]) -> Iterator[Path]:
     """A folder to fill that becomes ``folder`` at the end, on the disk for good, or vanishes.
 
+    It vanishes too where ``whole()`` says that another process has put a good one there meanwhile.
     What a killed process left behind under the same name is removed first.
     """
     parent = folder.parent
@@ -175,15 +176,26 @@ def replacing(folder: Path) -> Iterator[Path]:
         yield aside
         for file in (*aside.iterdir(), aside):
             _flush(file)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
+        _take_place(aside, folder, whole)
         _flush(parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         if created and not any(parent.iterdir()):
             parent.rmdir()
         raise
+
+
+def _take_place(aside: Path, folder: Path, whole: Callable[[], bool]) -> None:
+    try:
+        if not whole():
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+            return
+    except OSError:
+        # Renamed into the gap by the other process.
+        if not whole():
+            raise
+    shutil.rmtree(aside)
 
 
 def _flush(path: Path) -> None:

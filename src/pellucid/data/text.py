@@ -1,9 +1,11 @@
-"""Small pure functions on text: mend, cut, hash, and name an error in one line."""
+"""Small pure functions on text and ids: mend, cut, hash, name a parent and an error."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 
 PIECE_CHARACTERS = 8000  # long enough for any context, short enough for many held-out documents
+PIECE = re.compile(r"(.+)#\d+", re.DOTALL)
 
 
 def mend_surrogates(text: str) -> str:
@@ -19,6 +21,12 @@ def unit_hash(key: str) -> float:
     """A number in [0, 1) that depends on ``key`` alone and spreads evenly over keys."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def parent_of(name: str) -> str:
+    """What a document is a piece of: PARENT for the id PARENT#NUMBER, else the document itself."""
+    found = PIECE.fullmatch(name)
+    return found[1] if found else name
 
 
 def cut_pieces(lines: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:

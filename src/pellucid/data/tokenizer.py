@@ -90,16 +90,6 @@ class TextTokenizer:
         self._backend.save(folder, self._backend.piece(self.end_of_text) or END_OF_TEXT)
 
 
-def train_tokenizer(
-    documents: Iterable[Document], vocab_size: int, *, max_bytes: int = SAMPLE_BYTES
-) -> TextTokenizer:
-    """Byte-level BPE from the training documents, at most ``max_bytes`` evenly over domains.
-
-    The same documents in the same order give the same tokenizer. Errors as in ``fit_bpe``.
-    """
-    return fit_bpe(balanced_sample(documents, max_bytes), vocab_size)
-
-
 def fit_bpe(texts: Sequence[str], vocab_size: int) -> TextTokenizer:
     """Byte-level BPE from texts; too few of them for ``vocab_size`` give fewer tokens.
 
@@ -137,7 +127,7 @@ def balanced_sample(documents: Iterable[Document], max_bytes: int = SAMPLE_BYTES
     """Training texts of at most ``max_bytes``: each domain's first ones, up to a common level.
 
     One pass: while the sample is over its bound, the largest domain gives back its last document
-    and takes no more, which lowers the level as domains appear.
+    and takes no more, which lowers the level as domains appear. Its only one is cut instead.
     """
     texts: dict[str, list[tuple[str, int]]] = {}
     sizes: dict[str, int] = {}
@@ -151,9 +141,15 @@ def balanced_sample(documents: Iterable[Document], max_bytes: int = SAMPLE_BYTES
         sizes[domain] = sizes.get(domain, 0) + size
         while sum(sizes.values()) > max_bytes:
             largest = max(sizes, key=lambda name: sizes[name])
-            sizes[largest] -= texts[largest].pop()[1]
+            text, size = texts[largest].pop()
+            if not texts[largest]:
+                over = sum(sizes.values()) - max_bytes
+                kept = text.encode()[: size - over].decode(errors="ignore")
+                texts[largest].append((kept, len(kept.encode())))
+                size -= texts[largest][0][1]
+            sizes[largest] -= size
             full.add(largest)
-    return [text for domain in sorted(texts) for text, _ in texts[domain]]
+    return [text for domain in sorted(texts) for text, size in texts[domain] if size]
 
 
 def load_tokenizer(name: str | Path) -> TextTokenizer:

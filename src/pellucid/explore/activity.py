@@ -2,6 +2,11 @@
 
 A unit *fires* where its value gate · act is not 0. Pools without selection fire everywhere, and
 figures made of firings say nothing about them.
+
+What a unit does in a document must not come from the one before it, which packed rows put into the
+same domain: batches have a document a row (``evaluation_batches(separate=True)``). The end of text
+that starts a document is no token of it and is not counted. Halves and nulls deal whole parents
+(``explore.parents``), so a domain of one parent has nothing that its null has not.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +18,11 @@ from torch import Tensor
 
 from pellucid.core.host import Host
 from pellucid.core.unit import PoolSpec, UnitPool
-from pellucid.data.packing import PADDING, Batch
+from pellucid.data.packing import Batch
 from pellucid.data.store import Split
-from pellucid.explore.halves import DocumentHalves
-from pellucid.explore.tally import Rows, Tally
+from pellucid.explore.halves import Halves
+from pellucid.explore.parents import group_by_parent
+from pellucid.explore.tally import Rows, Tally, is_text
 from pellucid.stats.activity import dead_fraction
 from pellucid.stats.specialisation import (
     MIN_OCCURRENCES,
@@ -32,7 +38,7 @@ class DomainMap:
     """Who is used where, at the grain of all axes but the last.
 
     ``used`` is the probability that a token of a domain has at least one unit of a grain on;
-    ``used_permuted`` the same after one permutation of the domain labels over the documents, what
+    ``used_permuted`` the same after one permutation of the domain labels over the parents, what
     the map would show by chance. ``nmi`` and ``nmi_given_token`` weigh the grains by mass and by
     the token's strongest grain.
     """
@@ -47,7 +53,7 @@ class DomainMap:
 class PoolActivity:
     """One pool on held-out text; ``map`` is None for a pool of one axis.
 
-    ``tokens`` and ``fires`` are counts by half of the documents (``explore.halves``) and domain.
+    ``tokens`` and ``fires`` are counts by half of the parents (``explore.halves``) and domain.
     """
 
     spec: PoolSpec
@@ -81,30 +87,33 @@ def measure_activity(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[PoolActivity, ...]:
-    """Run ``host``, in evaluation mode, over ``batches`` of ``split`` and sum up each pool."""
+    """Run ``host``, in evaluation mode, over ``batches`` of ``split`` and sum up each pool.
+
+    ``batches`` have a document a row, of any context; see the module.
+    """
     if not pools:
         return ()
-    label = torch.as_tensor(split.domain).long()
-    halves = DocumentHalves(label)
+    parents = group_by_parent(split)
+    label, halves = parents.domain, Halves(parents.domain)
     tallies = [
-        Tally(pool, domains=len(domains), documents=len(label), device=device) for pool in pools
+        Tally(pool, domains=len(domains), parents=len(label), device=device) for pool in pools
     ]
     tokens: list[Tensor] = [torch.zeros(0, dtype=torch.int32)]
-    documents: list[Tensor] = [torch.zeros(0, dtype=torch.int32)]
+    owners: list[Tensor] = [torch.zeros(0, dtype=torch.int32)]
     for batch in batches:
         kept = host.run(batch.tokens.to(device), keep={p.spec.reads for p in pools}).kept
-        text = batch.document.flatten().cpu() != PADDING
-        document = batch.document.flatten().cpu()[text].long()
+        text = is_text(batch, split.end_of_text).flatten()
+        parent = parents.of[batch.document.flatten().cpu()[text].long()]
         tokens.append(batch.tokens.flatten().cpu()[text].int())
-        documents.append(document.int())
-        rows = Rows(document=document, domain=label[document], half=halves.of(document))
+        owners.append(parent.int())
+        rows = Rows(parent=parent, domain=label[parent], half=halves.of(parent))
         for tally in tallies:
             x = kept[tally.pool.spec.reads].flatten(0, -2)
             tally.add(x[text.to(x.device)], rows)
-    seen = _Seen(torch.cat(tokens).long(), torch.cat(documents).long(), label)
+    seen = _Seen(torch.cat(tokens).long(), torch.cat(owners).long(), label)
     count = torch.zeros(2, len(domains), dtype=torch.int64)
-    place = (halves.of(seen.document), label[seen.document])
-    count.index_put_(place, torch.ones_like(seen.document), accumulate=True)
+    place = (halves.of(seen.parent), label[seen.parent])
+    count.index_put_(place, torch.ones_like(seen.parent), accumulate=True)
     return tuple(
         PoolActivity(
             spec=tally.pool.spec,
@@ -121,11 +130,11 @@ def measure_activity(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The occurrences of the pass, and the domain of every document."""
+    """The occurrences of the pass, and the domain of every parent."""
 
     token: Int[Tensor, " n"]
-    document: Int[Tensor, " n"]
-    domain: Int[Tensor, " documents"]
+    parent: Int[Tensor, " n"]
+    domain: Int[Tensor, " parents"]
 
 
 def _domain_map(
@@ -135,7 +144,7 @@ def _domain_map(
         return None
     choice = torch.cat([torch.zeros(0, dtype=torch.int32), *tally.choices]).long()
     chose = choice >= 0
-    length = torch.bincount(seen.document, minlength=len(seen.domain))
+    length = torch.bincount(seen.parent, minlength=len(seen.domain))
     present = (length > 0).nonzero().squeeze(1)
     generator = torch.Generator().manual_seed(seed)
     dealt = seen.domain.clone()
@@ -155,7 +164,7 @@ def _domain_map(
         nmi_given_token=domain_information_given_token(
             choice[chose],
             seen.token[chose],
-            seen.document[chose],
+            seen.parent[chose],
             seen.domain,
             min_occurrences=least,
             permutations=permutations,

@@ -1,7 +1,7 @@
 """All there is to read about chosen units, gathered in one pass over held-out documents.
 
-Firing counts, domains, selectivity and contexts come from the half of the documents that took no
-part in choosing the units. What a unit reads and writes is said by its two directions alone:
+Firing counts, domains, selectivity and contexts come from the half of the text that took no part
+in choosing the units. What a unit reads and writes is said by its two directions alone:
 
     reads   tokens w by cos(read, x̄_w), x̄_w the mean of the site's input over occurrences of w
     writes  tokens w by (E_w − Ē) · write, E the unembedding with the final norm's gain in it
@@ -26,8 +26,9 @@ from pellucid.data.store import Corpus
 from pellucid.explore.activity import PoolActivity
 from pellucid.explore.choose import ChosenUnit
 from pellucid.explore.contexts import TopContexts, Window
-from pellucid.explore.halves import SHOW, DocumentHalves
-from pellucid.explore.tally import ENTRIES
+from pellucid.explore.halves import SHOW, Halves
+from pellucid.explore.parents import group_by_parent
+from pellucid.explore.tally import ENTRIES, is_text
 from pellucid.explore.token_means import TokenMeans
 from pellucid.stats.selectivity import domain_selectivity, domain_shares
 
@@ -52,7 +53,8 @@ def collect_records(
     """The records of ``chosen``, in that order. ``host`` is in evaluation mode.
 
     ``activity`` and ``chosen`` belong to ``pools`` and to the same ``batches`` of
-    ``corpus.validation``. Without an unembedding of the pool's width, ``writes`` stays empty.
+    ``corpus.validation``, a document a row. Without an unembedding of the pool's width, ``writes``
+    stays empty.
     """
     if not chosen:
         return ()
@@ -68,15 +70,16 @@ def collect_records(
     sites = {page.pool.spec.reads for page in pages}
     vocab = corpus.tokenizer.vocab_size
     means = {site: TokenMeans(vocab, host.width(site)) for site in sites}
-    halves = DocumentHalves(torch.as_tensor(corpus.validation.domain).long())
+    parents = group_by_parent(corpus.validation)
+    halves = Halves(parents.domain)
     for batch in batches:
         kept = host.run(batch.tokens.to(device), keep=sites).kept
         tokens, document = batch.tokens.cpu().long(), batch.document.cpu().long()
-        text = document != PADDING
+        text = is_text(batch, corpus.validation.end_of_text)
         for site in sites:
             means[site].add(kept[site].float().cpu()[text], tokens[text])
         half = torch.full_like(document, PADDING)
-        half[text] = halves.of(document[text])
+        half[text] = halves.of(parents.of[document[text]])
         for page in pages:
             value = page.values(kept[page.pool.spec.reads])
             page.contexts.add(value, tokens, torch.where(half == SHOW, document, PADDING))

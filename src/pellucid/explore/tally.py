@@ -2,16 +2,17 @@
 
 A code is reduced to its entries with a value other than 0, and these are added to counts by unit
 and, for pools of several axes, by *grain*: all axes but the last, such as the pool of a
-hierarchy. Memory: 2 · units · domains counts and 2 · documents · grains sums.
+hierarchy. Memory: 2 · units · domains counts and 2 · parents · grains sums.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pellucid.core.unit import Code, PoolSpec, UnitPool
+from pellucid.data.packing import PADDING, Batch
 from pellucid.stats.activity import effective_units
 
 ENTRIES = 1 << 22  # of a code or of a [rows, grains] table held at once: 64 MB
@@ -22,9 +23,9 @@ NORM_ROWS = 1 << 14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What is known about the rows of a batch: their document, its domain and its half."""
+    """What is known about the rows of a batch: their parent, its domain and its half."""
 
-    document: Int[Tensor, " rows"]
+    parent: Int[Tensor, " rows"]
     domain: Int[Tensor, " rows"]
     half: Int[Tensor, " rows"]
 
@@ -33,7 +34,7 @@ class Tally:
     """Running counts for one pool; ``add`` takes the site's rows of one batch."""
 
     def __init__(
-        self, pool: UnitPool, *, domains: int, documents: int, device: torch.device | str
+        self, pool: UnitPool, *, domains: int, parents: int, device: torch.device | str
     ) -> None:
         self.pool = pool
         self.write_norm = write_norms(pool, device)
@@ -41,8 +42,8 @@ class Tally:
         self.fires = torch.zeros(2, units, domains, dtype=torch.int32)
         self.rows, self.active, self.effective = 0, 0, 0
         self.grains = num_grains(pool.spec)
-        self.mass = torch.zeros(documents, self.grains)
-        self.used = torch.zeros(documents, self.grains)
+        self.mass = torch.zeros(parents, self.grains)
+        self.used = torch.zeros(parents, self.grains)
         self.choices: list[Tensor] = []
 
     def add(self, x: Float[Tensor, "rows d"], rows: Rows) -> None:
@@ -51,9 +52,7 @@ class Tally:
         step = max(1, ENTRIES // max(limit or units, self.grains))
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            here = Rows(
-                document=rows.document[part], domain=rows.domain[part], half=rows.half[part]
-            )
+            here = Rows(parent=rows.parent[part], domain=rows.domain[part], half=rows.half[part])
             self._add_code(self.pool.activate(x[part], limit=limit), here)
 
     def _add_code(self, code: Code, rows: Rows) -> None:
@@ -70,7 +69,7 @@ class Tally:
         place = (rows.half[row] * units + unit) * domains + rows.domain[row]
         ones = torch.ones(len(place), dtype=torch.int32)
         self.fires.view(-1).index_add_(0, place, ones)
-        count = torch.bincount(row, minlength=len(rows.document))
+        count = torch.bincount(row, minlength=len(rows.parent))
         self.rows += len(count)
         self.active += len(row)
         listed = torch.zeros(len(count), int(count.max()) if len(count) else 0)
@@ -79,12 +78,17 @@ class Tally:
 
     def _count_grains(self, row: Tensor, unit: Tensor, mass: Tensor, rows: Rows) -> None:
         grain = unit // self.pool.spec.axes[-1][1]
-        table = torch.zeros(len(rows.document), self.grains)
+        table = torch.zeros(len(rows.parent), self.grains)
         table.view(-1).index_add_(0, row * self.grains + grain, mass)
-        self.mass.index_add_(0, rows.document, table)
-        self.used.index_add_(0, rows.document, (table > 0).float())
+        self.mass.index_add_(0, rows.parent, table)
+        self.used.index_add_(0, rows.parent, (table > 0).float())
         largest, choice = table.max(dim=1)
         self.choices.append(torch.where(largest > 0, choice, -1).int())
+
+
+def is_text(batch: Batch, end_of_text: int) -> Bool[Tensor, "batch seq"]:
+    """Where a batch holds a document's own tokens: no padding, and no end of text before them."""
+    return ((batch.document != PADDING) & (batch.tokens != end_of_text)).cpu()
 
 
 def num_grains(spec: PoolSpec) -> int:

@@ -6,6 +6,7 @@ Both arms share trunk, data, order, optimiser and seed, and cost the same forwar
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,7 @@ from pellucid.recipes.language import LanguageRun, recipe
 from pellucid.recipes.load import load_run
 from pellucid.recipes.report import ArmReport, Curve, language_report
 from pellucid.recipes.training import Prepared, Say, prepare_run, train_language
-from pellucid.report.render import write_page
+from pellucid.report.render import check_packages, write_page
 from pellucid.train.evaluate import evaluate
 from pellucid.train.loop import Progress
 
@@ -34,11 +35,11 @@ REPORT_TOKENS = 16_384  # held-out tokens per domain behind the report's figures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """The arms' figures and the report, or the run that a signal ended early and how far it got."""
+    """The arms' figures and the report, or the arm in which a signal asked for a stop."""
 
     arms: tuple[ArmReport, ...] = ()
     report: Path | None = None
-    stopped: Path | None = None
+    stopped: str | None = None
     progress: Progress | None = None
 
 
@@ -73,6 +74,7 @@ def run_demo(
     say: Say,
 ) -> DemoResult:
     """Train both arms into ``folder`` and write ``report.html`` there."""
+    check_packages()
     configs = {arm: demo_config(arm, source=source, steps=steps, seed=seed) for arm in ARMS}
     prepared = {arm: prepare_run(config, progress) for arm, config in configs.items()}
     clear_demo(folder)
@@ -81,8 +83,8 @@ def run_demo(
         config = prepared[arm].config
         create_run(run, config, recipe=f"{arm}-demo", command=["pellucid", "demo"], overwrite=False)
         done = train_language(run, prepared[arm], name=arm, say=say)
-        if done.step < done.steps:
-            return DemoResult(stopped=run, progress=done)
+        if done.stopping:
+            return DemoResult(stopped=arm, progress=done)
     say("reading the units on held-out text")
     arms = tuple(arm_report(folder / arm, arm, prepared[arm]) for arm in ARMS)
     path = folder / "report.html"
@@ -94,15 +96,22 @@ def arm_report(run: Path, name: str, prepared: Prepared) -> ArmReport:
     """All that the report says about one finished run."""
     loaded = load_run(run)
     model, config, corpus = loaded.model, loaded.config, prepared.corpus
-    batches = list(
-        evaluation_batches(
-            corpus.validation,
-            context=config.model.context,
-            batch_size=config.batch,
-            tokens_per_domain=REPORT_TOKENS,
-        )
+    batches_of = partial(
+        evaluation_batches,
+        corpus.validation,
+        context=config.model.context,
+        batch_size=config.batch,
+        tokens_per_domain=REPORT_TOKENS,
     )
-    result = evaluate(model, batches, corpus.validation, corpus.domains)
+    result = evaluate(
+        model,
+        batches_of(),
+        corpus.validation,
+        corpus.domains,
+        mask_documents=config.data.mask_documents,
+    )
+    # A document a row: what units do in one must not come from the one before it.
+    batches = list(batches_of(separate=True))
     metrics = read_metrics(run)
     pools = [p for p in model.pools().values() if not isinstance(p, Dense | SwiGLU)]
     activity = measure_activity(model, pools, batches, corpus.validation, corpus.domains)

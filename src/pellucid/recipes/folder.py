@@ -9,7 +9,9 @@ config.json model.safetensors tokenizer*.json      the newest weights under Hugg
 """
 
 import json
+import os
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -23,6 +25,7 @@ import torch
 
 from pellucid.core.config import from_dict, read_json, to_dict
 from pellucid.core.errors import RunError
+from pellucid.data.text import one_line
 from pellucid.recipes.language import LanguageRun
 from pellucid.train.checkpoint import step_of, write_atomically
 
@@ -46,13 +49,16 @@ class RunSummary:
 def check_new(run: Path, *, overwrite: bool) -> None:
     """Whether a run folder may be made here; if not, a ``RunError`` says what to do instead."""
     taken = run.exists() and (not run.is_dir() or any(run.iterdir()))
+    if taken and not is_run(run):
+        raise RunError(
+            f"{run}: exists already and is not a run, so it is left alone; choose another --run, "
+            "or remove it first"
+        )
     if taken and not overwrite:
         raise RunError(
             f"{run}: exists already; choose another --run, add --overwrite to replace it, or "
-            f"continue it with: pellucid resume {run}"
+            f"continue it with: pellucid resume {shlex.quote(str(run))}"
         )
-    if taken and not is_run(run):
-        raise RunError(f"{run}: is not a run, so --overwrite leaves it alone; remove it first")
 
 
 def create_run(
@@ -62,9 +68,17 @@ def create_run(
     check_new(run, overwrite=overwrite)
     if run.exists():
         shutil.rmtree(run)
-    run.mkdir(parents=True)
-    write_run(run, config, recipe=recipe, command=command)
-    write_atomically(run / "environment.json", json.dumps(_environment(config), indent=1) + "\n")
+    environment = json.dumps(_environment(config), indent=1) + "\n"
+    try:
+        run.mkdir(parents=True)
+        write_run(run, config, recipe=recipe, command=command)
+        write_atomically(run / "environment.json", environment)
+    except OSError as error:
+        shutil.rmtree(run, ignore_errors=True)
+        raise RunError(
+            f"{run}: cannot be made: {error.strerror or one_line(error)}; free some space or "
+            "choose another --run"
+        ) from None
 
 
 def write_run(run: Path, config: LanguageRun, *, recipe: str, command: list[str]) -> None:
@@ -105,12 +119,36 @@ def read_run(run: Path) -> tuple[LanguageRun, dict[str, Any]]:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Every complete line of ``metrics.jsonl``."""
+    """Every complete line of ``metrics.jsonl``; one that is no record is a ``RunError``."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line, parse_int=float) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    whole = (line for line in lines if line.endswith("\n"))
+    return [_metrics_line(line, f"{path}:{number}") for number, line in enumerate(whole, start=1)]
+
+
+def _metrics_line(line: str, where: str) -> dict[str, float]:
+    try:
+        record = json.loads(line, parse_int=float)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise RunError(
+            f"{where}: expected one JSON object a line, found {line.strip()[:40]!r}; remove that "
+            "line"
+        )
+    return record
+
+
+def cut_metrics(run: Path, size: int) -> None:
+    """Take away what stands behind the first ``size`` bytes of ``metrics.jsonl``, and half lines.
+
+    A file that has lost its end already is only rid of its last half line.
+    """
+    path = run / "metrics.jsonl"
+    if path.exists():
+        os.truncate(path, path.read_bytes()[:size].rfind(b"\n") + 1)
 
 
 def summarise(run: Path) -> RunSummary:
@@ -136,18 +174,28 @@ def log_event(run: Path, event: str, fields: Mapping[str, Any]) -> None:
 
 
 def commit() -> tuple[str | None, bool]:
-    """The commit of the checkout this package runs from, if any, and whether it is dirty."""
-    here = Path(__file__).parent
+    """The commit of the checkout this package runs from, if any, and whether it is dirty.
+
+    A package installed into an environment inside somebody's checkout is not that checkout's.
+    """
+    here = Path(__file__)
 
     def git(*args: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
+                ["git", *args],
+                cwd=here.parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
 
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None, False
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
 
 

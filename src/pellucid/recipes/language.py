@@ -12,6 +12,8 @@ from pellucid.train.optim import OptimConfig
 from pellucid.train.schedule import ScheduleConfig
 from pellucid.train.track import Tracker
 
+LARGEST_SEED = 2**63 - 1  # what every generator takes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistilConfig:
@@ -65,8 +67,8 @@ class LanguageRun:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected at least 0, found {self.seed}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"seed: expected 0 to {LARGEST_SEED}, found {self.seed}")
 
     @property
     def tokens_per_step(self) -> int:

@@ -13,7 +13,7 @@ from statistics import fmean
 from pellucid.core.unit import UnitRecord
 from pellucid.explore.activity import DomainMap, PoolActivity
 from pellucid.report.page import (
-    BarChart,
+    DotChart,
     HeatMap,
     LineChart,
     Note,
@@ -138,7 +138,7 @@ def _domains(arms: Sequence[ArmReport]) -> Section:
     base = arms[-1]
     names = sorted(base.bpb_by_domain)
     nothing = math.nan
-    chart = BarChart(
+    chart = DotChart(
         caption="Validation bits per byte by domain",
         x_label="bits per byte, lower is better",
         categories=tuple(names),
@@ -146,7 +146,6 @@ def _domains(arms: Sequence[ArmReport]) -> Section:
             Series(name=arm.name, y=tuple(arm.bpb_by_domain.get(n, nothing) for n in names))
             for arm in arms
         ),
-        marks="dots",
     )
     others = arms[:-1]
     rows = tuple(
@@ -217,7 +216,8 @@ def _specialisation(arm: ArmReport) -> Section:
     intro = (
         "The first figure is large as soon as pools follow words and words follow domains. The "
         "second asks what a pool knows of the domain once the token is known; a router that looks "
-        "the token up in a table scores 0 there. Nulls permute the domain labels over documents.",
+        "the token up in a table scores 0 there. Nulls permute the domain labels over documents, "
+        "pieces of one file together. Every document was read by itself.",
         "Each map shows how often a token of a domain uses a pool. Columns are sorted by the "
         "domain that uses them most, which draws a diagonal even through noise: compare with the "
         "map on its right, sorted in the same way after the labels were dealt anew.",
@@ -303,10 +303,15 @@ def _units(arm: ArmReport) -> Section:
         "Selectivity is 1 for a unit that fires in one domain only and 0 for one that fires at "
         "the same rate in all.",
     )
+    unseen = Note(
+        text="Each domain's held-out text is of one file, on which units were chosen: there is no "
+        "other half to show them on. Give several files a domain."
+    )
+    shown = any(record.tokens for record in arm.selective)
     return Section(
         title=f"{len(arm.selective)} selective units and {len(arm.controls)} controls: {arm.name}",
         intro=intro,
-        blocks=(Row(blocks=tuple(cards)),),
+        blocks=(*(() if shown else (unseen,)), Row(blocks=tuple(cards))),
     )
 
 

@@ -1,8 +1,6 @@
 """Put a language model's run together and train it: from a config, or from a checkpoint."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,24 +8,21 @@ import torch
 from torch import Tensor
 
 from pellucid.core.config import to_dict
-from pellucid.core.errors import ConfigError, RunError
-from pellucid.core.host import Host
-from pellucid.data.packing import Batch, Corpus, TrainOrder, evaluation_batches, prepare, reopen
-from pellucid.data.tokenizer import load_tokenizer
+from pellucid.core.errors import RunError
+from pellucid.data.packing import Batch, Corpus
 from pellucid.models.hf_files import export_pretrained
 from pellucid.models.transformer import Transformer
-from pellucid.recipes.folder import log_event, read_run, write_run
-from pellucid.recipes.language import LanguageRun
+from pellucid.recipes.folder import cut_metrics, log_event, read_run, write_run
 from pellucid.recipes.live import live_share
-from pellucid.recipes.load import load_teacher
+from pellucid.recipes.prepare import Prepared, cache_folder, pick_device, prepare_run
 from pellucid.train.callbacks import Checkpoints, Evaluate, MetricsFile, ProgressLine
 from pellucid.train.checkpoint import (
     Checkpoint,
+    explaining_full_disk,
     go_back,
     list_checkpoints,
     load_checkpoint,
     optimizer_tensors,
-    read_state,
     restore,
     save_checkpoint,
     sync,
@@ -36,9 +31,12 @@ from pellucid.train.checkpoint import (
 from pellucid.train.evaluate import evaluate
 from pellucid.train.language import Distillation, Forward, LanguageModelling
 from pellucid.train.loop import Callback, Loop, Progress
+from pellucid.train.objective import Objective
 from pellucid.train.optim import build_optimizer, param_groups
 from pellucid.train.stop import StopOnSignal
-from pellucid.train.track import Track, check_tracker
+from pellucid.train.track import Track
+
+__all__ = ["Prepared", "Say", "cache_folder", "pick_device", "prepare_run", "train_language"]
 
 # Named in an error message: enough to find the culprit, few enough to read.
 DOCUMENTS_NAMED = 8
@@ -46,75 +44,57 @@ DOCUMENTS_NAMED = 8
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What a run needs before it has a folder: corpus, data order, and the teacher if any."""
-
-    config: LanguageRun
-    corpus: Corpus
-    order: TrainOrder
-    validation: Sequence[Batch]
-    teacher: Host | None
-
-
-def prepare_run(
-    config: LanguageRun,
-    progress: Callable[[str, int, int], None],
-    *,
-    resume: Path | None = None,
-    checkpoint: str | None = None,
-) -> Prepared:
-    """Read, tokenise and check the data; nothing is written outside the cache folder.
-
-    The vocabulary of a loaded tokenizer replaces the preset's. Whatever the machine or the teacher
-    cannot do is an error here, before a run folder is made or replaced. A run that is resumed,
-    from ``checkpoint`` or its newest, finds its tokens in the cache again, whatever has become of
-    their source.
-    """
-    device = pick_device(config.device)
-    if config.track is not None:
-        check_tracker(config.track)
-    corpus = None if resume is None else _trained_on(resume, checkpoint)
-    if corpus is None:
-        corpus = prepare(
-            config.data, vocab_size=config.model.vocab_size, cache=cache_folder(), progress=progress
-        )
-    vocab = corpus.tokenizer.vocab_size
-    if config.data.tokenizer == "train":
-        vocab = max(vocab, config.model.vocab_size)
-    config = _with_vocab(config, vocab)
-    context = config.model.context
-    order = TrainOrder(corpus.train, context=context, batch_size=config.batch, seed=config.seed)
-    batches = evaluation_batches(
-        corpus.validation,
-        context=context,
-        batch_size=config.batch,
-        tokens_per_domain=config.evaluate_tokens,
-    )
-    return Prepared(
-        config=config,
-        corpus=corpus,
-        order=order,
-        validation=list(batches),
-        teacher=_teacher(config, device),
-    )
-
-
 def train_language(
-    run: Path, prepared: Prepared, *, name: str, say: Say, checkpoint: str | None = None
+    run: Path,
+    prepared: Prepared,
+    *,
+    name: str,
+    say: Say,
+    checkpoint: str | None = None,
+    make_folder: Callable[[], None] | None = None,
 ) -> Progress:
     """Train from the first step, or from the newest checkpoint if the folder has one.
 
-    With ``checkpoint`` the run goes back to that one, and later ones are removed. Stops early,
-    after a checkpoint, on SIGINT and SIGTERM.
+    With ``checkpoint`` the run goes back to that one, and later ones are removed. ``make_folder``
+    is called once there is a model: a run that it replaces survives one that cannot be built.
+    Stops early, after a checkpoint, on SIGINT and SIGTERM; ``stopping`` says whether that was
+    asked, be it in the last step. Errors: a ``CheckpointError`` for a full disk.
     """
     config = prepared.config
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     model = Transformer(config.model).to(device)
-    optimizer = build_optimizer(
-        param_groups(model, model.unit_tables(), config.optim), config.optim
-    )
+    objective = _objective(prepared, model)
+    optimizer = build_optimizer(objective.param_groups(), config.optim)
+    if make_folder is not None:
+        make_folder()
+    with explaining_full_disk(run):
+        start = _begin(run, prepared, model, optimizer, checkpoint)
+        if start >= config.steps:
+            export_pretrained(model, run, tokens_end=prepared.corpus.tokenizer.end_of_text)
+            return Progress(step=start, steps=config.steps, tokens=start * config.tokens_per_step)
+        loop = _loop(prepared, objective, optimizer, device)
+        line = ProgressLine(name, config.steps, start)
+        callbacks = _callbacks(run, prepared, model, optimizer, device, line, say)
+        log_event(run, "start", {"step": start, "steps": config.steps, "device": device})
+        try:
+            with StopOnSignal() as stop:
+                progress = loop.run(start, callbacks, stop.asked)
+        finally:
+            line.close()
+        progress.stopping = stop.asked()
+        log_event(run, "stop", {"step": progress.step, "early": progress.step < config.steps})
+    return progress
+
+
+def _begin(
+    run: Path,
+    prepared: Prepared,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: str | None,
+) -> int:
+    """The step to go on from, and what the folder must hold before it is taken."""
     start = 0
     if list_checkpoints(run):
         start = _resume(run, model, optimizer, prepared, checkpoint)
@@ -122,67 +102,12 @@ def train_language(
         prepared.corpus.tokenizer.save(run)
         (run / "metrics.jsonl").unlink(missing_ok=True)
     stored, record = read_run(run)
-    if stored != config:
-        write_run(run, config, recipe=record["recipe"], command=record["command"])
-    loop = _loop(prepared, model, optimizer, device)
-    save = partial(_save, run, prepared, model, optimizer)
-    if start == config.steps:
-        export_pretrained(model, run, tokens_end=prepared.corpus.tokenizer.end_of_text)
-        return Progress(step=start, steps=config.steps, tokens=start * config.tokens_per_step)
-    callbacks = _callbacks(run, prepared, model, device, save, say, name, start)
-    log_event(run, "start", {"step": start, "steps": config.steps, "device": device})
-    with StopOnSignal() as stop:
-        progress = loop.run(start, callbacks, stop.asked)
-    log_event(run, "stop", {"step": progress.step, "early": progress.step < config.steps})
-    return progress
+    if stored != prepared.config:
+        write_run(run, prepared.config, recipe=record["recipe"], command=record["command"])
+    return start
 
 
-def pick_device(device: str) -> str:
-    """``auto`` is CUDA where there is one, else the CPU; what is not there is an error."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {device} is not available here; use cpu or auto")
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"device: expected auto, cpu or cuda, found {device!r}")
-    return device
-
-
-def cache_folder() -> Path:
-    """$PELLUCID_CACHE, or ``pellucid`` in the user's cache folder."""
-    if "PELLUCID_CACHE" in os.environ:
-        return Path(os.environ["PELLUCID_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pellucid"
-
-
-def _trained_on(run: Path, checkpoint: str | None) -> Corpus | None:
-    """The tokenised text behind a run's checkpoint, where the cache still holds it."""
-    if not list_checkpoints(run):
-        return None
-    return reopen(cache_folder(), read_state(run, checkpoint)["corpus"], load_tokenizer(run))
-
-
-def _with_vocab(config: LanguageRun, vocab: int) -> LanguageRun:
-    return replace(config, model=replace(config.model, vocab_size=vocab))
-
-
-def _teacher(config: LanguageRun, device: str) -> Host | None:
-    if config.distil.teacher is None:
-        return None
-    teacher = load_teacher(config.distil.teacher, device)
-    one_token = torch.zeros(1, 1, dtype=torch.long, device=device)
-    vocab = teacher.run(one_token).logits.shape[-1]
-    if vocab != config.model.vocab_size:
-        raise ConfigError(
-            f"distil.teacher {config.distil.teacher!r}: expected logits over "
-            f"{config.model.vocab_size} tokens, found {vocab}; give its tokenizer as data.tokenizer"
-        )
-    return teacher
-
-
-def _loop(
-    prepared: Prepared, model: Transformer, optimizer: torch.optim.Optimizer, device: str
-) -> Loop[Batch]:
+def _objective(prepared: Prepared, model: Transformer) -> Objective[Batch]:
     config = prepared.config
     forward: Forward = model.forward_with_parts
     if config.compile:
@@ -193,13 +118,23 @@ def _loop(
         after=model.after_step,
         mask_documents=config.data.mask_documents,
     )
-    if prepared.teacher is not None:
-        objective = Distillation(
-            student=objective,
-            teacher=prepared.teacher,
-            alpha=config.distil.alpha,
-            temperature=config.distil.temperature,
-        )
+    if prepared.teacher is None:
+        return objective
+    return Distillation(
+        student=objective,
+        teacher=prepared.teacher,
+        alpha=config.distil.alpha,
+        temperature=config.distil.temperature,
+    )
+
+
+def _loop(
+    prepared: Prepared,
+    objective: Objective[Batch],
+    optimizer: torch.optim.Optimizer,
+    device: str,
+) -> Loop[Batch]:
+    config = prepared.config
 
     def batches(step: int) -> list[Batch]:
         first = step * config.accumulate
@@ -229,19 +164,19 @@ def _callbacks(
     run: Path,
     prepared: Prepared,
     model: Transformer,
+    optimizer: torch.optim.Optimizer,
     device: str,
-    save: Callable[[int], None],
+    line: ProgressLine,
     say: Say,
-    name: str,
-    start: int,
 ) -> list[Callback]:
     config = prepared.config
-    figures = partial(_figures, prepared, model, device)
     callbacks: list[Callback] = [
-        Evaluate(figures=figures, every=config.evaluate_every),
+        Evaluate(figures=partial(_figures, prepared, model, device), every=config.evaluate_every),
         MetricsFile(path=run / "metrics.jsonl", every=config.log_every),
-        Checkpoints(save=save, every=config.checkpoint_every),
-        ProgressLine(name, config.steps, start),
+        Checkpoints(
+            save=partial(_save, run, prepared, model, optimizer), every=config.checkpoint_every
+        ),
+        line,
     ]
     if config.track is not None:
         callbacks.append(Track(config.track, run, to_dict(config), say))
@@ -266,7 +201,13 @@ def _figures(prepared: Prepared, model: Transformer, device: str) -> Mapping[str
         mask_documents=config.data.mask_documents,
         device=device,
     )
-    live = live_share(model, model.pools(), prepared.validation, device)
+    live = live_share(
+        model,
+        model.pools(),
+        prepared.alone,
+        device,
+        end_of_text=corpus.tokenizer.end_of_text,
+    )
     model.train()
     return {
         "val/bits_per_byte": result.bits_per_byte,
@@ -316,10 +257,8 @@ def _resume(
     # Nothing is changed on disk until here, where it is known that the run can go on.
     if name is not None:
         go_back(run, name)
-    metrics = run / "metrics.jsonl"
-    if metrics.exists():
-        # Lines written after the checkpoint belong to steps that will be repeated.
-        os.truncate(metrics, state["metrics_bytes"])
+    # Lines written after the checkpoint belong to steps that will be repeated.
+    cut_metrics(run, state["metrics_bytes"])
     return int(state["step"])
 
 

@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG whose colours follow the page.
+"""Line and dot charts as inline SVG whose colours follow the page.
 
 matplotlib draws with stand-in colours, which become the page's CSS variables afterwards, so that
 one picture serves light and dark. Equal charts give equal bytes.
@@ -10,12 +10,12 @@ import re
 from typing import TYPE_CHECKING
 
 from pellucid.core.errors import MissingExtra
-from pellucid.report.page import BarChart, LineChart, Series
+from pellucid.report.page import DotChart, LineChart, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Chart = LineChart | BarChart
+Chart = LineChart | DotChart
 
 NUM_COLOURS = 6
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -40,7 +40,7 @@ def draw_chart(chart: Chart, key: str) -> str:
         if isinstance(chart, LineChart):
             _draw_lines(axes, chart)
         else:
-            _draw_bars(axes, chart)
+            _draw_dots(axes, chart)
         _dress(axes, chart)
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -77,8 +77,7 @@ def short_number(value: float) -> str:
 def _height(chart: Chart) -> float:
     if isinstance(chart, LineChart):
         return LINE_HEIGHT
-    step = 0.24 if chart.marks == "dots" else 0.1 + 0.13 * len(chart.series)
-    return 0.95 + step * len(chart.categories)
+    return 0.95 + 0.24 * len(chart.categories)
 
 
 def _draw_lines(axes: "Axes", chart: LineChart) -> None:
@@ -101,20 +100,12 @@ def _draw_lines(axes: "Axes", chart: LineChart) -> None:
         axes.set_ylim(*chart.y_range)
 
 
-def _draw_bars(axes: "Axes", chart: BarChart) -> None:
+def _draw_dots(axes: "Axes", chart: DotChart) -> None:
     places = list(range(len(chart.categories)))
-    thickness = 0.8 / max(len(chart.series), 1)
     for i, series in enumerate(chart.series):
-        colour, name = _colour(i), series.name
-        if chart.marks == "dots":
-            marker = MARKERS[i % len(MARKERS)]
-            axes.plot(series.y, places, marker, markersize=5.5, color=colour, label=name)
-        else:
-            shift = (i - (len(chart.series) - 1) / 2) * thickness
-            shifted = [place + shift for place in places]
-            axes.barh(shifted, series.y, thickness, color=colour, label=name)
-    if chart.marks == "dots":
-        _connect(axes, chart.series)
+        marker = MARKERS[i % len(MARKERS)]
+        axes.plot(series.y, places, marker, markersize=5.5, color=_colour(i), label=series.name)
+    _connect(axes, chart.series)
     axes.set_yticks(places, chart.categories)
     axes.set_ylim(len(places) - 0.4, -0.6)
     axes.grid(axis="x", color=LINE, linewidth=0.7)
@@ -135,7 +126,7 @@ def _dress(axes: "Axes", chart: Chart) -> None:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
     axes.tick_params(colors=MUTED, length=0, labelsize=8.5)
-    if isinstance(chart, BarChart):
+    if isinstance(chart, DotChart):
         axes.tick_params(axis="y", labelcolor=INK)
     axes.set_xlabel(chart.x_label, color=MUTED, fontsize=9)
 

@@ -5,14 +5,13 @@ arranges them here, and ``render`` turns the page into one HTML file.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pellucid.core.unit import UnitRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A named line or group of bars. ``x`` is left empty where categories stand for it."""
+    """A named line or group of dots. ``x`` is left empty where categories stand for it."""
 
     name: str
     y: tuple[float, ...]
@@ -43,17 +42,16 @@ class LineChart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BarChart:
+class DotChart:
     """One value per category and series, drawn sideways so that names stay readable.
 
-    ``bars`` start at zero. ``dots`` do not, and show small differences that bars would hide.
+    The axis does not start at zero, which shows small differences that bars would hide.
     """
 
     caption: str
     x_label: str
     categories: tuple[str, ...]
     series: tuple[Series, ...]
-    marks: Literal["bars", "dots"] = "bars"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +94,7 @@ class Row:
     blocks: "tuple[Block, ...]"
 
 
-Block = Table | LineChart | BarChart | HeatMap | UnitCard | Note | Row
+Block = Table | LineChart | DotChart | HeatMap | UnitCard | Note | Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

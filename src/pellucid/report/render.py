@@ -2,7 +2,7 @@
 
 import os
 import re
-from importlib import resources
+from importlib import import_module, resources
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from pellucid.core.errors import MissingExtra
 from pellucid.report.charts import describe, draw_chart
 from pellucid.report.page import (
-    BarChart,
     Block,
+    DotChart,
     HeatMap,
     LineChart,
     Note,
@@ -32,8 +32,18 @@ MAX_DOMAINS = 8  # lines of a unit's domain bars
 HOT = 0.6  # above this strength a cell's text turns to the colour that reads on it
 
 
+def check_packages() -> None:
+    """Whether a page could be written: ``MissingExtra`` without jinja2 or matplotlib."""
+    for package in ("jinja2", "matplotlib"):
+        try:
+            import_module(package)
+        except ImportError:
+            raise MissingExtra(package, "bench", "writing a report") from None
+
+
 def render_page(page: Page) -> str:
     """The whole page as HTML. Errors: ``MissingExtra`` without jinja2 or matplotlib."""
+    check_packages()
     environment = _environment()
     style = resources.files("pellucid.report").joinpath("templates/style.css").read_text("utf-8")
     keys = (f"c{i}" for i in count())
@@ -57,10 +67,8 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def _environment() -> "Environment":
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingExtra("jinja2", "bench", "writing a report") from None
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("pellucid.report"),
         autoescape=True,
@@ -79,7 +87,7 @@ def _render_block(environment: "Environment", block: Block, keys: "Iterator[str]
     match block:
         case Table():
             return fill("table.html", numeric=_numeric_columns(block))
-        case LineChart() | BarChart():
+        case LineChart() | DotChart():
             svg = Markup(draw_chart(block, next(keys)))
             return fill("chart.html", svg=svg, description=describe(block))
         case HeatMap():

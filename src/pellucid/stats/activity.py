@@ -1,6 +1,5 @@
-"""How many units speak: L0, effective L0 and dead units.
+"""How many units speak: effective L0 and dead units.
 
-L0            mean count of units with value ≠ 0, value = gate · act
 effective L0  mean of the fewest units that hold 90 % of Σ |value| · ‖write‖
 dead          share of units that never fired in the pass
 """
@@ -9,19 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pellucid.core.unit import Code
-
 MASS_SHARE = 0.9  # of a row's mass, held by its effective units
-
-
-def active_units(code: Code) -> Int[Tensor, "*batch"]:
-    """The number of units with a value other than 0, per row; padding does not count."""
-    return (code.value != 0).sum(-1)
-
-
-def l0(code: Code) -> float:
-    """The mean number of active units per row."""
-    return active_units(code).double().mean().item()
 
 
 def effective_units(

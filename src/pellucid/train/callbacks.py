@@ -89,6 +89,11 @@ class ProgressLine(Callback):
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
+    def close(self) -> None:
+        """End the bar's line where a fault came before the last step: what follows starts anew."""
+        if self._bar is not None:
+            self._bar.close()
+
     def _note(self, progress: Progress, now: float) -> None:
         assert self._tokens_before is not None
         self._shown["loss"] = f"{progress.metrics['train/loss']:.3f}"

@@ -14,7 +14,8 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def save_checkpoint(run: Path, step: int, checkpoint: Checkpoint, *, keep: int) 
     for old in [*earlier[:-keep], *found[len(earlier) :]]:
         _remove(old)
     return folder
+
+
+@contextmanager
+def explaining_full_disk(run: Path) -> Iterator[None]:
+    """Tell a disk that fills up while ``run`` writes anything else as a ``CheckpointError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise CheckpointError(
+            f"{error.filename or run}: could not be written ({_reason(error)}); the checkpoints "
+            f"are intact: free some space, then run: pellucid resume {shlex.quote(str(run))}"
+        ) from None
 
 
 def load_checkpoint(run: Path, name: str | None = None) -> Checkpoint:

@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.core.errors import ConfigError
-from pellucid.core.host import Host
 from pellucid.data.packing import IGNORED, Batch
 from pellucid.train.objective import ParamGroup
 
 # (tokens, documents or None) -> logits and the pools' weighted auxiliary losses
 Forward = Callable[[Tensor, Tensor | None], tuple[Tensor, Mapping[str, Tensor]]]
+# (tokens, documents) -> logits in evaluation mode; it masks by the documents if it was made to
+Teacher = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Distillation:
     """KL to a teacher that reads the same tokens, mixed with cross-entropy at weight 1 − alpha."""
 
     student: LanguageModelling
-    teacher: Host
+    teacher: Teacher
     alpha: float = 0.9
     temperature: float = 1.0
 
@@ -69,7 +70,7 @@ class Distillation:
         documents = batch.document if self.student.mask_documents else None
         logits, parts = self.student.forward(batch.tokens, documents)
         with torch.no_grad():
-            target = self.teacher.run(batch.tokens).logits
+            target = self.teacher(batch.tokens, batch.document)
         if target.shape != logits.shape:
             raise ConfigError(
                 f"teacher: expected logits over {logits.shape[-1]} tokens, found "
