@@ -244,7 +244,9 @@ def test_readme_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
             assert json.loads(capsys.readouterr().out)["steps"] > 0
         else:
             kind = getattr(module, f"{verb.title()}Flags")
-            assert isinstance(parse(kind, rest, verb=verb, says=""), kind)
+            # These two take their first word before the flags are parsed.
+            told = rest[1:] if verb in ("harvest", "fit") else rest
+            assert isinstance(parse(kind, told, verb=verb, says=""), kind)
 
 
 def test_readme_states_no_result_by_hand() -> None:
@@ -311,6 +313,33 @@ def test_table_takes_the_longest_runs_at_the_best_rate(build: ModuleType) -> Non
     assert [row["bits per byte"] for row in rows] == ["2.050 ± 0.050", "2.200"]
     assert [row["seeds"] for row in rows] == ["2", "1"]
     assert rows[1]["domain NMI"] == "0.375"
+
+
+def test_what_was_not_measured_is_a_dash(build: ModuleType) -> None:
+    """A dense arm has no pools that could know a domain; a run not timed has no speed."""
+    empty = dict.fromkeys(
+        ("k", "l0", "dead_fraction", "tokens_per_second", "params_active", "val_bpb", "lr")
+    )
+    for name in ("nmi", "nmi_given_token"):
+        empty |= dict.fromkeys((name, f"{name}_null_mean", f"{name}_null_std"))
+    records = [record(slot="dense", **empty), record(slot="dense", seed=1, **empty), record()]
+    lines = [line.strip("| ").split(" | ") for line in build.table(records).splitlines()]
+    first, second = (dict(zip(lines[0], cells)) for cells in lines[2:])
+    # What has no score stands last.
+    assert (first["architecture"], second["architecture"]) == ("pools", "dense")
+    dashes = {heading for heading, shown in second.items() if shown == "–"}
+    assert dashes == {
+        *("k", "bits per byte", "L0", "dead", "domain given token", "domain NMI"),
+        *("active", "tokens/s", "lr"),
+    }
+    assert "nan" not in build.table(records)
+
+
+def test_one_seed_of_two_measured_is_its_own_mean(build: ModuleType) -> None:
+    records = [record(val_bpb=2.0, l0=3.0), record(seed=1, val_bpb=None, l0=None)]
+    lines = [line.strip("| ").split(" | ") for line in build.table(records).splitlines()]
+    row = dict(zip(lines[0], lines[2]))
+    assert (row["bits per byte"], row["L0"], row["seeds"]) == ("2.000", "3", "2")
 
 
 def test_no_records_make_no_table(build: ModuleType) -> None:

@@ -111,9 +111,8 @@ def environment(cache: Path) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _own_cache(cache: Path, monkeypatch) -> None:
     monkeypatch.setenv("PELLUCID_CACHE", str(cache))
-    # ``main`` sets these two for the rest of its process, which here is everybody's.
+    # ``main`` sets this one for the rest of its process, which here is everybody's.
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -150,7 +149,6 @@ def trained(tmp_path_factory, flags, cache: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_CACHE", str(cache))
         patch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-        patch.setenv("TOKENIZERS_PARALLELISM", "true")
         assert main(["train", "pools-demo", *flags, *plan, "--run", str(run)]) == 0
     before = digest(run)
     yield run

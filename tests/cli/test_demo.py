@@ -7,6 +7,7 @@ import pytest
 
 from pellucid.recipes import demo
 from pellucid.recipes.demo import ARMS, MARK, clear_demo
+from pellucid.train.loop import Progress
 
 
 @pytest.fixture
@@ -53,3 +54,16 @@ def test_missing_text_leaves_the_last_demo(cli, tmp_path):
     answer = cli("demo", "--data", tmp_path / "nowhere", "--run", tmp_path / "demo")
     assert "nowhere" in answer.error
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [MARK]
+
+
+def test_a_stopped_demo_is_started_over(cli, monkeypatch, tmp_path):
+    """Its folder is made anew, so resuming the arm would not end in a report."""
+    reached = Progress(step=3, steps=3, tokens=0, stopping=True)
+    stopped = demo.DemoResult(stopped="dense", progress=reached)
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: stopped)
+    answer = cli("demo", "--steps", 3, "--run", tmp_path / "my demo")
+    assert answer.code == 0
+    assert answer.err == (
+        "pellucid: stopped at step 3 of 3 of dense; the demo starts over when it is run again:\n"
+    )
+    assert answer.out == f"pellucid demo --steps 3 --run '{tmp_path}/my demo'\n"

@@ -52,7 +52,7 @@ def test_what_cannot_be_harvested_is_one_line(cli, ask, tmp_path: Path, more, sa
 
 def test_what_is_no_model(cli, tmp_path: Path):
     said = cli("harvest", tmp_path, "--site", "a:in", "--out", tmp_path / "out").error
-    assert "neither a run folder nor a causal language model" in said
+    assert "neither a run folder nor a model that transformers can load" in said
     assert "expected a run folder or a model's name" in cli("harvest").error
 
 

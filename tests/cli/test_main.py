@@ -9,7 +9,7 @@ from pellucid import __version__, cli
 from pellucid.cli import VERBS, main
 from pellucid.core.errors import CheckpointError, TrainingError
 
-VERB_NAMES = ["train", "resume", "generate", "sizes", "runs", "demo"]
+VERB_NAMES = ["train", "resume", "generate", "sizes", "runs", "harvest", "fit", "worlds", "demo"]
 
 
 def test_help_lists_every_verb(cli):
@@ -37,7 +37,7 @@ def test_the_version(cli):
     [
         (("trian",), "unknown command 'trian'; did you mean 'train'?"),
         (("reusme", "x"), "unknown command 'reusme'; did you mean 'resume'?"),
-        (("xyzzy",), "unknown command 'xyzzy'; expected one of: demo, generate, "),
+        (("xyzzy",), "unknown command 'xyzzy'; expected one of: demo, fit, generate, "),
     ],
 )
 def test_an_unknown_command_is_answered_with_the_nearest(cli, args, message: str):
@@ -58,8 +58,11 @@ def test_every_verb_refuses_an_unknown_flag_and_offers_the_nearest(cli, verb: st
         "train": ("train", "pools-tiny"),
         "resume": ("resume", tmp_path),
         "generate": ("generate", tmp_path, "--prompt", "a"),
+        "harvest": ("harvest", tmp_path, "--out", tmp_path),
+        "fit": ("fit", tmp_path, "--run", tmp_path),
     }
-    wrong = {"sizes": "--jsn", "runs": "--jsn", "generate": "--tokns"}.get(verb, "--stpes")
+    counts_tokens = dict.fromkeys(("generate", "harvest", "fit", "worlds"), "--tokns")
+    wrong = {"sizes": "--jsn", "runs": "--jsn", **counts_tokens}.get(verb, "--stpes")
     right = {"--jsn": "--json", "--tokns": "--tokens", "--stpes": "--steps"}[wrong]
     message = cli(*needed.get(verb, (verb,)), wrong, "5").only_error
     assert message == f"{verb}: unknown argument {wrong}; did you mean {right!r}?"
@@ -113,6 +116,16 @@ def test_help_starts_without_torch(python):
     assert done.returncode == 0
     assert done.stdout.startswith("usage: pellucid")
     assert done.stderr == "[]\n"
+
+
+def test_threads_of_the_tokenizers_are_left_to_their_guard(python):
+    """Set to anything, the variable would keep the guard in ``data.backends`` from acting."""
+    code = (
+        "import os; os.environ.pop('TOKENIZERS_PARALLELISM', None);"
+        "from pellucid.cli import main; main(['--version']);"
+        "print(os.environ.get('TOKENIZERS_PARALLELISM'))"
+    )
+    assert python(code).stdout.splitlines()[-1] == "None"
 
 
 def test_a_reader_that_leaves_early_is_no_failure(python):

@@ -70,13 +70,47 @@ def test_a_run_folder_itself(cli, folder: Path):
     assert len(json.loads(cli("runs", folder / "a", "--json").out)) == 1
 
 
-def test_one_run_that_cannot_be_read_does_not_hide_the_others(cli, folder: Path):
-    (folder / "deep" / "er" / "b" / "run.json").write_text("{")
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", "{", "run.json: expected JSON, found "),
+        ("metrics.jsonl", "\0\0{}\n", "metrics.jsonl:1: expected one JSON object a line, found "),
+    ],
+)
+def test_one_run_that_cannot_be_read_is_shown_as_such(
+    cli, folder: Path, monkeypatch, file: str, text: str, message: str
+):
+    bad = folder / "deep" / "er" / "b"
+    (bad / file).write_text(text)
     answer = cli("runs", folder, "--json")
     assert answer.code == 0
-    assert [row["name"] for row in json.loads(answer.out)] == [str(folder / "a")]
-    assert answer.err.startswith(f"pellucid: {folder}/deep/er/b/run.json: expected JSON, found ")
-    assert answer.err.count("\n") == 1
+    whole, broken = json.loads(answer.out)
+    assert (whole["name"], whole["step"]) == (str(folder / "a"), 8)
+    assert broken.keys() == {"name", "error"}
+    assert broken["name"] == str(bad)
+    assert broken["error"].startswith(f"{bad}/{message}")
+    assert answer.err == f"pellucid: {broken['error']}\n"
+    monkeypatch.chdir(folder)
+    *_, first, second = cli("runs", ".").out.splitlines()
+    assert first.split()[2] == "8/8"
+    assert second.split() == ["deep/er/b", "cannot", "be", "read", "–", "–", "–"]
+
+
+def test_a_folder_of_another_kind_among_the_checkpoints(cli, folder: Path):
+    (folder / "a" / "checkpoints" / "step_copy").mkdir()
+    (folder / "a" / "latest").write_text("step_copy")
+    names = [row["name"] for row in json.loads(cli("runs", folder, "--json").out)]
+    assert names == [str(folder / "a"), str(folder / "deep" / "er" / "b")]
+
+
+def test_names_are_printed_as_they_are(cli, folder: Path, monkeypatch):
+    """rich would read [bold] as a mark-up, and stumble over [/]."""
+    monkeypatch.chdir(folder)
+    (folder / "a").rename(folder / "[bold]a[")
+    record = json.loads((folder / "[bold]a[" / "run.json").read_text())
+    (folder / "[bold]a[" / "run.json").write_text(json.dumps({**record, "recipe": "x[/]"}))
+    first = cli("runs", ".").out.splitlines()[1]
+    assert first.split()[:2] == ["[bold]a[", "x[/]"]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_site_that_is_not_there_offers_the_nearest(neox: Path):
 
 
 def test_what_is_no_model_is_one_line(tmp_path: Path):
-    with pytest.raises(ConfigError, match="neither a run folder nor a causal language") as caught:
+    with pytest.raises(ConfigError, match="neither a run folder nor a model that") as caught:
         open_host(str(tmp_path))
     assert "\n" not in str(caught.value)
 

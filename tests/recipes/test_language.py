@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pellucid.core.config import from_dict, to_dict
 from pellucid.core.errors import ConfigError
@@ -35,7 +36,7 @@ def test_larger_models_see_more_tokens_at_a_lower_rate():
     rates = [run.optim.lr for run in runs]
     assert tokens == sorted(tokens)
     assert rates == sorted(rates, reverse=True)
-    # At tiny the plan is 1,000 steps of 8 sequences of 512 tokens.
+    # At tiny the plan is 2,000 steps of 4 sequences of 512 tokens.
     assert tokens[0] == 4_096_000
 
 
@@ -75,9 +76,14 @@ def test_counts_start_at_one(config: LanguageRun, field: str):
         replace(config, **{field: 0})
 
 
-def test_a_seed_is_not_negative(config: LanguageRun):
-    with pytest.raises(ConfigError, match=r"^seed: expected at least 0, found -1$"):
-        replace(config, seed=-1)
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_is_one_that_every_generator_takes(config: LanguageRun, seed: int):
+    with pytest.raises(
+        ConfigError, match=rf"^seed: expected 0 to 9223372036854775807, found {seed}$"
+    ):
+        replace(config, seed=seed)
+    largest = replace(config, seed=2**63 - 1).seed
+    assert torch.Generator().manual_seed(largest).initial_seed() == largest
 
 
 def test_a_mix_is_checked_where_it_is_written():

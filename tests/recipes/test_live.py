@@ -17,6 +17,7 @@ from pellucid.recipes import live
 from pellucid.recipes.live import live_share
 
 SITE = Site(module="layer", port="in")
+END = 98  # the end of text
 
 
 class TokenHost:
@@ -65,25 +66,37 @@ def test_units_with_a_value_somewhere():
     # Tokens 0, 2 and 4 speak, 3 has value 0, and 1, 5 … 9 do not occur: 3 of 10.
     batches = [batch([0, 2, 3]), batch([2, 4, 3])]
     pool = TokenPool(10)
-    assert live_share(TokenHost(), {"layer": pool}, batches, "cpu") == pytest.approx(0.3)
+    found = live_share(TokenHost(), {"layer": pool}, batches, "cpu", end_of_text=END)
+    assert found == pytest.approx(0.3)
 
 
 def test_padding_is_no_text():
     padded = batch([0, 8, 8], [0, PADDING, PADDING])
-    assert live_share(TokenHost(), {"layer": TokenPool(10)}, [padded], "cpu") == pytest.approx(0.1)
+    found = live_share(TokenHost(), {"layer": TokenPool(10)}, [padded], "cpu", end_of_text=END)
+    assert found == pytest.approx(0.1)
+
+
+def test_the_end_of_text_is_no_text():
+    # Token 8 speaks in a document, and starts one: only the first counts.
+    for end, share in ((END, 0.2), (8, 0.1)):
+        pools = {"layer": TokenPool(10)}
+        found = live_share(TokenHost(), pools, [batch([8, 2])], "cpu", end_of_text=end)
+        assert found == pytest.approx(share)
 
 
 def test_pools_are_weighed_by_their_units():
     # 2 of 4 and 2 of 12 units.
     pools = {"a": TokenPool(4), "b": TokenPool(12)}
-    assert live_share(TokenHost(), pools, [batch([0, 2])], "cpu") == pytest.approx(4 / 16)
+    found = live_share(TokenHost(), pools, [batch([0, 2])], "cpu", end_of_text=END)
+    assert found == pytest.approx(4 / 16)
 
 
 def test_many_rows_are_read_in_pieces(monkeypatch):
     monkeypatch.setattr(live, "CODE_ENTRIES", 1)
     tokens = [0, 2, 4, 6] * 50
     pool = TokenPool(10)
-    assert live_share(TokenHost(), {"layer": pool}, [batch(tokens)], "cpu") == pytest.approx(0.4)
+    found = live_share(TokenHost(), {"layer": pool}, [batch(tokens)], "cpu", end_of_text=END)
+    assert found == pytest.approx(0.4)
     assert pool.rows == 200
 
 
@@ -93,8 +106,8 @@ def test_a_real_model():
     model = Transformer(TransformerConfig(**shape, vocab_size=32, context=8, ffn=slots)).eval()
     tokens = torch.randint(32, (3, 8))
     batches = [Batch(tokens, tokens, torch.zeros_like(tokens))]
-    found = live_share(model, model.pools(), batches, "cpu")
+    found = live_share(model, model.pools(), batches, "cpu", end_of_text=END)
     # GELU neurons always speak; of the 35 units at most 4 in each of 24 rows, at least 4 in all.
     assert (9 + 4) / 44 <= found <= 1.0
     dense = {"blocks.0.ffn": model.pools()["blocks.0.ffn"]}
-    assert live_share(model, dense, batches, "cpu") == 1.0
+    assert live_share(model, dense, batches, "cpu", end_of_text=END) == 1.0

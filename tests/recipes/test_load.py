@@ -1,18 +1,15 @@
-"""Models by name: our runs, their earlier checkpoints, and models of transformers."""
+"""Trained models by their run folder, earlier checkpoints too."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from pellucid.core.errors import CheckpointError, ConfigError, RunError
-from pellucid.models.hf import HuggingFaceHost, export_pretrained
-from pellucid.models.transformer import Transformer
+from pellucid.core.errors import CheckpointError, RunError
 from pellucid.recipes.folder import create_run
 from pellucid.recipes.language import LanguageRun
-from pellucid.recipes.load import load_run, load_teacher
+from pellucid.recipes.load import load_run
 from pellucid.recipes.training import prepare_run, train_language
 
 
@@ -56,37 +53,3 @@ def test_what_cannot_be_loaded(run: Path, tmp_path: Path):
     (other / "run.json").write_text(record.replace('"width": 16', '"width": 24'))
     with pytest.raises(CheckpointError, match=r"does not fit the model that run\.json describes"):
         load_run(other)
-
-
-def test_a_run_teaches(run: Path):
-    teacher = load_teacher(str(run), "cpu")
-    assert isinstance(teacher, Transformer)
-    tokens = torch.randint(270, (1, 5))
-    assert torch.equal(teacher.run(tokens).logits, load_run(run).model(tokens))
-
-
-def test_our_exported_model_teaches(run: Path, tmp_path: Path):
-    model = load_run(run).model
-    export_pretrained(model, tmp_path, tokens_end=0)
-    teacher = load_teacher(str(tmp_path), "cpu")
-    assert isinstance(teacher, HuggingFaceHost)
-    tokens = torch.randint(270, (1, 5))
-    # The same modules behind another wrapper.
-    torch.testing.assert_close(teacher.run(tokens).logits, model(tokens), rtol=1e-5, atol=1e-6)
-
-
-def test_a_model_of_transformers_teaches(tmp_path: Path):
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50)).eval()
-    model.save_pretrained(tmp_path)
-    teacher = load_teacher(str(tmp_path), "cpu")
-    tokens = torch.randint(50, (2, 7))
-    # Saved and loaded in float32.
-    torch.testing.assert_close(teacher.run(tokens).logits, model(tokens).logits)
-
-
-def test_a_teacher_that_is_none_is_refused_in_one_line(tmp_path: Path):
-    with pytest.raises(ConfigError) as caught:
-        load_teacher(str(tmp_path), "cpu")
-    text = str(caught.value)
-    assert text.startswith(f"distil.teacher {str(tmp_path)!r}: neither a run folder nor a model ")
-    assert "\n" not in text

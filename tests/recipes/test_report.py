@@ -1,6 +1,7 @@
 """The report page: every figure where it belongs, and the doubts beside the claims."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from pellucid.core.unit import Context, PoolSpec, Site, UnitRecord
 from pellucid.explore.activity import DomainMap, PoolActivity
 from pellucid.recipes.report import ArmReport, Curve, language_report
-from pellucid.report.page import BarChart, HeatMap, LineChart, Note, Page, Row, Table, UnitCard
+from pellucid.report.page import DotChart, HeatMap, LineChart, Note, Page, Row, Table, UnitCard
 from pellucid.report.render import render_page
 from pellucid.stats.specialisation import AgainstNull
 
@@ -132,7 +133,7 @@ def test_long_curves_are_averaged_and_cut():
 
 def test_domains_side_by_side():
     page = language_report([_arm("pools", 2.7), _arm("dense", 3.0)])
-    [chart] = _find(page, BarChart)
+    [chart] = _find(page, DotChart)
     assert chart.categories == ("chess", "news")
     assert [series.y for series in chart.series] == [(2.2, 3.2), (2.5, 3.5)]
     table = _find(page, Table)[1]
@@ -146,7 +147,7 @@ def test_domains_side_by_side():
 def test_a_domain_that_one_arm_lacks():
     page = language_report([_arm("pools", 2.7, bpb_by_domain={"chess": 2.0}), _arm("dense", 3.0)])
     assert _find(page, Table)[1].rows[1] == ("news", "nan", "3.500", "–")
-    assert math.isnan(_find(page, BarChart)[0].series[0].y[1])
+    assert math.isnan(_find(page, DotChart)[0].series[0].y[1])
 
 
 def test_activity_and_information_by_layer():
@@ -235,6 +236,16 @@ def test_controls_stand_among_the_selective_units_and_are_marked():
     assert [i for i, card in enumerate(cards) if card.control] == [1, 8]
     assert page.sections[-1].title == "12 selective units and 2 controls: pools"
     assert "explains nothing" in page.sections[-1].intro[0]
+
+
+def test_units_without_a_second_half_are_explained():
+    seen = _record(0)
+    for tokens, explained in ((seen.tokens, False), (0, True)):
+        arm = _arm("pools", 2.7, selective=(replace(seen, tokens=tokens),))
+        notes = [note.text for note in _find(language_report([arm]), Note)]
+        assert [
+            text.startswith("Each domain's held-out text is of one file") for text in notes
+        ] == ([True] if explained else [])
 
 
 def test_an_arm_without_units_or_pools_gets_no_empty_sections():

@@ -1,7 +1,9 @@
-"""A run put together: data, devices, caches, callbacks, and what a resumed run does again."""
+"""A run put together: its loop and callbacks, faults, and what a resumed run does again."""
 
+import errno
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pellucid.core.errors import ConfigError, DataError, MissingExtra, RunError, TrainingError
-from pellucid.data.packing import Batch
-from pellucid.recipes import training
+from pellucid.core.errors import CheckpointError, RunError, TrainingError
+from pellucid.data.packing import PADDING, Batch
+from pellucid.data.tokenizer import TextTokenizer
+from pellucid.recipes import prepare, training
 from pellucid.recipes.folder import create_run, read_metrics, read_run
 from pellucid.recipes.language import DistilConfig, LanguageRun
 from pellucid.recipes.load import load_run
-from pellucid.recipes.training import (
-    Prepared,
-    cache_folder,
-    pick_device,
-    prepare_run,
-    train_language,
-)
+from pellucid.recipes.prepare import Prepared, prepare_run
+from pellucid.recipes.training import train_language
 from pellucid.train.checkpoint import list_checkpoints, load_checkpoint
+from pellucid.train.loop import Progress
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -47,36 +46,6 @@ def without_times(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in m.items() if not k.startswith(timed)} for m in read_metrics(run)]
 
 
-def test_preparing_writes_to_the_cache_only(config: LanguageRun, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    heard: list[str] = []
-    prepared = prepare_run(config, lambda what, *_: heard.append(what))
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    assert {"training the tokenizer", "tokenising"} <= set(heard)
-    assert prepared.corpus.domains == ("even", "odd")
-    assert prepared.teacher is None
-    heard.clear()
-    prepare_run(config, lambda what, *_: heard.append(what))
-    assert heard == []
-
-
-def test_a_small_corpus_does_not_shrink_the_embedding(config: LanguageRun):
-    # Eight-letter words give few merges: the tokenizer stays below the vocabulary asked for.
-    wide = replace(config, model=replace(config.model, vocab_size=5000))
-    prepared = prepare_run(wide, quiet)
-    assert prepared.corpus.tokenizer.vocab_size < 5000
-    assert prepared.config.model.vocab_size == 5000
-
-
-def test_a_loaded_tokenizer_decides_the_vocabulary(config: LanguageRun, tmp_path: Path):
-    tokenizer = prepare_run(config, quiet).corpus.tokenizer
-    tokenizer.save(tmp_path)
-    data = replace(config.data, tokenizer=str(tmp_path))
-    wide = replace(config, data=data, model=replace(config.model, vocab_size=5000))
-    assert prepare_run(wide, quiet).config.model.vocab_size == tokenizer.vocab_size
-
-
 def test_the_first_step_reads_the_first_batches(config: LanguageRun, begin):
     _, prepared = begin(replace(config, accumulate=3))
     seen: list[Batch] = []
@@ -91,8 +60,8 @@ def test_the_first_step_reads_the_first_batches(config: LanguageRun, begin):
 
 def fresh(prepared: Prepared):
     model = training.Transformer(prepared.config.model)
-    groups = training.param_groups(model, model.unit_tables(), prepared.config.optim)
-    return model, training.build_optimizer(groups, prepared.config.optim)
+    objective = training._objective(prepared, model)
+    return objective, training.build_optimizer(objective.param_groups(), prepared.config.optim)
 
 
 def test_a_run(config: LanguageRun, begin, capsys):
@@ -215,66 +184,9 @@ def test_at_most_eight_documents_are_named(config: LanguageRun):
     )
 
 
-@pytest.mark.parametrize("available", [True, False])
-def test_devices(available: bool, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert pick_device("cpu") == "cpu"
-    assert pick_device("auto") == ("cuda" if available else "cpu")
-    with pytest.raises(ConfigError, match="device: expected auto, cpu or cuda, found 'tpu'"):
-        pick_device("tpu")
-    if available:
-        assert pick_device("cuda:1") == "cuda:1"
-    else:
-        with pytest.raises(
-            ConfigError, match="device: cuda is not available here; use cpu or auto"
-        ):
-            pick_device("cuda")
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path: Path):
-    assert cache_folder() == Path(os.environ["PELLUCID_CACHE"])
-    monkeypatch.delenv("PELLUCID_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "pellucid"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "pellucid"
-
-
-def test_what_the_machine_cannot_do_shows_before_the_data_is_read(config: LanguageRun, monkeypatch):
-    monkeypatch.setattr(training, "prepare", lambda *_, **__: pytest.fail("read the data"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(MissingExtra, match="--track trackio needs the package trackio"):
-        prepare_run(replace(config, track="trackio"), quiet)
-    with pytest.raises(ConfigError, match="device: expected auto, cpu or cuda, found 'abacus'"):
-        prepare_run(replace(config, device="abacus"), quiet)
-
-
-def test_a_context_longer_than_the_corpus(config: LanguageRun):
-    long = replace(config, model=replace(config.model, context=10_000))
-    with pytest.raises(DataError, match="context = 10000 is longer than the corpus"):
-        prepare_run(long, quiet)
-
-
-def test_a_teacher_is_loaded_and_must_know_the_vocabulary(config: LanguageRun, begin):
-    run, prepared = begin(config)
-    train_language(run, prepared, name="test", say=print)
-    student = replace(config, distil=DistilConfig(teacher=str(run), alpha=0.5))
-    taught, prepared = begin(student, "taught")
-    train_language(taught, prepared, name="test", say=print)
-    for line in read_metrics(taught):
-        parts = [line[f"train/{name}"] for name in ("kl", "ce", "balance", "router_z")]
-        # Sums of a few float32 numbers.
-        assert line["train/loss"] == pytest.approx(sum(parts), rel=1e-6)
-    other = replace(student, model=replace(student.model, vocab_size=300))
-    message = rf"expected logits over 300 tokens, found {config.model.vocab_size}"
-    with pytest.raises(ConfigError, match=message):
-        prepare_run(other, quiet)
-
-
 def test_a_tracker_sees_every_step(config: LanguageRun, begin, monkeypatch):
     logged: list[tuple[int, float]] = []
-    monkeypatch.setattr(training, "check_tracker", lambda _: None)
+    monkeypatch.setattr(prepare, "check_tracker", lambda _: None)
 
     class Stand(training.Callback):
         def __init__(self, tracker: str, run: Path, settings: object, warn: object) -> None:
@@ -288,3 +200,141 @@ def test_a_tracker_sees_every_step(config: LanguageRun, begin, monkeypatch):
     run, prepared = begin(replace(config, track="wandb"))
     train_language(run, prepared, name="test", say=print)
     assert logged == [(int(m["step"]), m["train/loss"]) for m in read_metrics(run)]
+
+
+def test_a_student_learns_from_a_run(config: LanguageRun, begin):
+    run, prepared = begin(config)
+    train_language(run, prepared, name="test", say=print)
+    student = replace(config, distil=DistilConfig(teacher=str(run), alpha=0.5))
+    taught, prepared = begin(student, "taught")
+    train_language(taught, prepared, name="test", say=print)
+    for line in read_metrics(taught):
+        parts = [line[f"train/{name}"] for name in ("kl", "ce", "balance", "router_z")]
+        # Sums of a few float32 numbers.
+        assert line["train/loss"] == pytest.approx(sum(parts), rel=1e-6)
+
+
+def test_metrics_that_lost_their_end_are_not_filled_up(config: LanguageRun, begin):
+    run, prepared = begin(config)
+    train_language(run, prepared, name="test", say=print)
+    metrics = run / "metrics.jsonl"
+    kept = metrics.read_bytes()[:-10]
+    metrics.write_bytes(kept)
+    longer = replace(prepared, config=replace(prepared.config, steps=5))
+    train_language(run, longer, name="test", say=print)
+    assert b"\0" not in metrics.read_bytes()
+    # The half line of step 4 is gone; those before and behind it are whole.
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 5]
+
+
+def test_an_old_run_stays_until_the_new_one_has_a_model(config: LanguageRun, begin, monkeypatch):
+    run, prepared = begin(config)
+    (run / "old").touch()
+
+    def make_folder() -> None:
+        create_run(run, prepared.config, recipe="new", command=[], overwrite=True)
+
+    def no_memory(*_: object) -> None:
+        raise RuntimeError("not enough memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "build_optimizer", no_memory)
+        with pytest.raises(RuntimeError, match="memory"):
+            train_language(run, prepared, name="test", say=print, make_folder=make_folder)
+    assert (run / "old").exists()
+    assert read_run(run)[1]["recipe"] == "test"
+    train_language(run, prepared, name="test", say=print, make_folder=make_folder)
+    assert not (run / "old").exists()
+    assert read_run(run)[1]["recipe"] == "new"
+    assert len(list_checkpoints(run)) == 2
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "run.json", "log.jsonl", "metrics.jsonl"])
+def test_a_disk_that_fills_up_anywhere_is_told_with_the_way_on(
+    config: LanguageRun, begin, monkeypatch, place: str
+):
+    run, prepared = begin(config)
+    if place == "run.json":  # written again where the plan has changed
+        prepared = replace(prepared, config=replace(prepared.config, steps=5))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    owner, name = {
+        "tokenizer": (TextTokenizer, "save"),
+        "run.json": (training, "write_run"),
+        "log.jsonl": (training, "log_event"),
+        "metrics.jsonl": (training.MetricsFile, "after_step"),
+    }[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(CheckpointError) as caught:
+            train_language(run, prepared, name="test", say=print)
+    assert str(caught.value) == (
+        f"{run}: could not be written (No space left on device); the checkpoints are intact: free "
+        f"some space, then run: pellucid resume {run}"
+    )
+    # With space again the same folder goes on to the end.
+    train_language(run, prepared, name="test", say=print)
+    assert read_metrics(run)[-1]["step"] == prepared.config.steps
+
+
+class StopAtTheEnd(training.Callback):
+    """Asks for a stop while the last step's callbacks run."""
+
+    def after_step(self, progress: Progress) -> None:
+        if progress.step == progress.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_asked_for_in_the_last_step_is_reported(config: LanguageRun, begin, monkeypatch):
+    callbacks = training._callbacks
+    run, prepared = begin(config)
+    assert not train_language(run, prepared, name="test", say=print).stopping
+    run, prepared = begin(config, "stopped")
+    monkeypatch.setattr(training, "_callbacks", lambda *args: [*callbacks(*args), StopAtTheEnd()])
+    progress = train_language(run, prepared, name="test", say=print)
+    assert progress.step == progress.steps
+    assert progress.stopping
+
+
+def test_the_bar_is_closed_before_a_fault_is_told(config: LanguageRun, begin, monkeypatch):
+    told: list[str] = []
+
+    class Bar(training.ProgressLine):
+        def close(self) -> None:
+            told.append("closed")
+
+    monkeypatch.setattr(training, "ProgressLine", Bar)
+    run, prepared = begin(config)
+    train_language(run, prepared, name="test", say=print)
+    assert told == ["closed"]
+    wild = replace(config, steps=50, optim=replace(config.optim, lr=1e30))
+    run, prepared = begin(wild, "wild")
+    try:
+        train_language(run, prepared, name="test", say=print)
+    except TrainingError:
+        told.append("error")
+    assert told == ["closed", "closed", "error"]
+
+
+def test_units_are_counted_within_documents_where_the_model_keeps_to_them(
+    config: LanguageRun, begin, monkeypatch
+):
+    """A host is not told where documents end: each gets a row of its own."""
+    seen: list[object] = []
+    count = training.live_share
+
+    def watch(host: object, pools: object, batches: object, *args: object, **more: object) -> float:
+        seen.append(batches)
+        return count(host, pools, batches, *args, **more)
+
+    monkeypatch.setattr(training, "live_share", watch)
+    for mask in (False, True):
+        data = replace(config.data, mask_documents=mask)
+        run, prepared = begin(replace(config, data=data, evaluate_tokens=200), f"mask-{mask}")
+        train_language(run, prepared, name="test", say=print)
+        assert seen.pop() is seen.pop() is prepared.alone
+        rows = [set(row.tolist()) - {PADDING} for b in prepared.alone for row in b.document]
+        assert (max(map(len, rows)) == 1) == mask
+        assert (prepared.alone is prepared.validation) == (not mask)

@@ -14,6 +14,9 @@ VERBS = {
     "generate": "write text with a run, with units ablated or scaled if asked",
     "sizes": "parameters, FLOPs and bytes of every preset and architecture",
     "runs": "list the runs in a folder",
+    "harvest": "run a model over text once and keep the activations of some sites",
+    "fit": "fit dictionaries to harvested activations or to a model as it runs",
+    "worlds": "fit dictionaries to worlds with known features and score what they recover",
     "demo": "train a small model of readable units and its dense twin, and write a report",
 }
 
@@ -22,7 +25,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     # Huge pages spare the CPU a page fault per 4 kB of every fresh activation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     args = sys.argv[1:] if argv is None else argv
     try:
         code = _answer(args)

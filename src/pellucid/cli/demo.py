@@ -1,11 +1,12 @@
 """``pellucid demo``."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.cli.parse import parse
-from pellucid.cli.progress import finish, note_progress, say
+from pellucid.cli.progress import note_progress, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
         say=say,
     )
     if result.stopped is not None and result.progress is not None:
-        return finish(result.stopped, result.progress.step, result.progress.steps)
+        place = f"step {result.progress.step} of {result.progress.steps} of {result.stopped}"
+        say(f"stopped at {place}; the demo starts over when it is run again:")
+        print(shlex.join(["pellucid", "demo", *argv]))
+        return 0
     table = Table(box=None, pad_edge=False)
     table.add_column("arm")
     table.add_column("bits per byte", justify="right")

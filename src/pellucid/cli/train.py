@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ class TrainFlags:
     """Where the text comes from: embedded, a file or folder, or hub:NAME[:CONFIG].
     Short for --data.source."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Start from the config of another run's run.json instead of the recipe's."""
+    """Start from the config of another run, its folder or a file, instead of the recipe's."""
     overwrite: bool = False
     """Replace a run folder of the same name."""
     dry_run: bool = False
@@ -60,9 +61,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     check_new(flags.run, overwrite=flags.overwrite)
     prepared = prepare_run(config, note_progress())
-    command = ["pellucid", "train", *argv]
-    create_run(flags.run, prepared.config, recipe=name, command=command, overwrite=flags.overwrite)
-    progress = train_language(flags.run, prepared, name=name, say=say)
+    make_folder = partial(
+        create_run,
+        flags.run,
+        prepared.config,
+        recipe=name,
+        command=["pellucid", "train", *argv],
+        overwrite=flags.overwrite,
+    )
+    progress = train_language(flags.run, prepared, name=name, say=say, make_folder=make_folder)
     return finish(flags.run, progress.step, progress.steps)
 
 
@@ -70,6 +77,7 @@ def _base(name: str, source: str | None) -> LanguageRun:
     base = recipe(name)
     if source is None:
         return base
-    record = read_json(Path(source))
+    path = Path(source) / "run.json" if Path(source).is_dir() else Path(source)
+    record = read_json(path)
     config = record.get("config", record) if isinstance(record, dict) else record
-    return from_dict(LanguageRun, config, where=source)
+    return from_dict(LanguageRun, config, where=str(path))

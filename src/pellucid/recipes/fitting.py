@@ -5,7 +5,6 @@ rows before the next rows are read, so that comparisons are paired. A run that i
 with each dictionary where its own newest checkpoint stands.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,12 +22,14 @@ from pellucid.dictionaries import Coder, settle
 from pellucid.recipes.dictionary import Fit, FitRun
 from pellucid.recipes.fit_folder import DictionaryRecord, read_record, with_figures, write_record
 from pellucid.recipes.fit_loop import fit_loop, fit_optimizer
+from pellucid.recipes.folder import cut_metrics
 from pellucid.recipes.harvesting import held_out_rows, text_of
 from pellucid.recipes.host import OpenHost, open_host
 from pellucid.recipes.prepare import pick_device
 from pellucid.train.callbacks import Checkpoints, Evaluate, MetricsFile, ProgressLine
 from pellucid.train.checkpoint import (
     Checkpoint,
+    explaining_full_disk,
     list_checkpoints,
     load_checkpoint,
     optimizer_tensors,
@@ -83,17 +84,27 @@ def fit_dictionaries(run: Path, prepared: PreparedFit, *, say: Say) -> bool:
     """
     config = prepared.config
     shared = _SharedRows(prepared.source, config)
-    fits = [_Fitting.start(run / fit.name, fit, prepared, shared) for fit in config.fits]
-    with StopOnSignal() as stop:
-        while any(not fit.progress.last for fit in fits):
-            step = min(fit.progress.step for fit in fits if not fit.progress.last)
+    with explaining_full_disk(run):
+        fits = [_Fitting.start(run / fit.name, fit, prepared, shared) for fit in config.fits]
+        try:
+            _take_turns(fits)
+        finally:
             for fit in fits:
-                if fit.progress.step == step and not fit.progress.last:
-                    fit.advance(stop.asked)
-    if any(fit.progress.step < config.steps for fit in fits):
-        return False
-    _finish(prepared, fits, say)
+                fit.line.close()
+        if any(fit.progress.step < config.steps for fit in fits):
+            return False
+        _finish(prepared, fits, say)
     return True
+
+
+def _take_turns(fits: "list[_Fitting]") -> None:
+    """One step each on the same rows, those that lie behind first, until all are at their end."""
+    with StopOnSignal() as stop:
+        while going := [fit for fit in fits if not fit.progress.last]:
+            step = min(fit.progress.step for fit in going)
+            for fit in going:
+                if fit.progress.step == step:
+                    fit.advance(stop.asked)
 
 
 class _SharedRows:
@@ -128,6 +139,7 @@ class _Fitting:
     coder: Coder
     loop: Loop[Rows]
     callbacks: list[Callback]
+    line: ProgressLine
     progress: Progress
 
     @classmethod
@@ -147,15 +159,16 @@ class _Fitting:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
         loop = fit_loop(coder, optimizer, fit, config, shared, device)
         figures = partial(_figures, coder, prepared, config.evaluate_rows, device)
+        line = ProgressLine(fit.name, config.steps, begun)
         callbacks: list[Callback] = [
             Evaluate(figures=figures, every=config.evaluate_every),
             MetricsFile(path=folder / "metrics.jsonl", every=config.log_every),
             Checkpoints(
                 save=partial(_save, folder, coder, optimizer, config), every=config.checkpoint_every
             ),
-            ProgressLine(fit.name, config.steps, begun),
+            line,
         ]
-        return cls(folder, coder, loop, callbacks, loop.start(begun))
+        return cls(folder, coder, loop, callbacks, line, loop.start(begun))
 
     def advance(self, stop: Callable[[], bool]) -> None:
         self.progress = self.loop.advance(self.progress, self.callbacks, stop)
@@ -225,11 +238,8 @@ def _save(
 def _resume(folder: Path, coder: Coder, optimizer: torch.optim.Optimizer) -> int:
     checkpoint = load_checkpoint(folder)
     restore(coder, optimizer, checkpoint)
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():
-        # Lines written after the checkpoint belong to steps that will be repeated.
-        kept = min(metrics.stat().st_size, checkpoint.state["metrics_bytes"])
-        os.truncate(metrics, kept)
+    # Lines written after the checkpoint belong to steps that will be repeated.
+    cut_metrics(folder, checkpoint.state["metrics_bytes"])
     return int(checkpoint.state["step"])
 
 

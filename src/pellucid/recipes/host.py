@@ -52,7 +52,7 @@ def open_host(name: str, *, device: str = "cpu") -> OpenHost:
         )
     from pellucid.models.hf import HuggingFaceHost
 
-    model = _from_transformers(name).to(device).eval()
+    model = load_transformers(name).to(device).eval()
     return OpenHost(
         host=HuggingFaceHost(model),
         model=model,
@@ -88,7 +88,11 @@ def _same_depth(name: str, modules: Sequence[str]) -> Iterable[str]:
     return [module for module in modules if module.count(".") == depth] or modules
 
 
-def _from_transformers(name: str) -> nn.Module:
+def load_transformers(name: str) -> nn.Module:
+    """A causal language model of transformers by its name or folder, our own exports included.
+
+    Errors: a ``ConfigError`` for what is none, and for one that does not fit in memory.
+    """
     # Half of the time to start, and it lets transformers know our own exported models.
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -105,8 +109,7 @@ def _from_transformers(name: str) -> nn.Module:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{name}: neither a run folder nor a causal language model that transformers can load: "
-            f"{reason}"
+            f"{name!r}: neither a run folder nor a model that transformers can load: {reason}"
         ) from None
 
 
@@ -114,8 +117,8 @@ def _check_memory(name: str, needed: int) -> None:
     free = _free_memory()
     if needed * ROOM > free:
         raise ConfigError(
-            f"{name}: needs {needed * ROOM / 1e9:.1f} GB for its weights, {free / 1e9:.1f} GB are "
-            "free; close other programs, or choose a smaller model"
+            f"{name!r}: needs {needed * ROOM / 1e9:.1f} GB for its weights, {free / 1e9:.1f} GB "
+            "are free; close other programs, or choose a smaller model"
         )
 
 
