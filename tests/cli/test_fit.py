@@ -40,6 +40,10 @@ def test_a_table_of_all_dictionaries(cli, activations: Path, tmp_path: Path):
         read_record(run / "topk").figures["fvu"], rel=1e-3
     )
     assert load_dictionary(run / "scale").spec.axes == (("expert", 4), ("latent", 8))
+    listed = cli("runs", tmp_path)
+    assert listed.err == ""
+    assert "topk on blocks.1.ffn:out" in listed.out
+    assert "6/6" in listed.out
 
 
 def test_a_killed_run_is_resumed(cli, activations: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from pellucid.recipes.fit_folder import (
     load_dictionary,
     read_fit,
     read_record,
+    summarise_fit,
     with_figures,
     write_record,
 )
@@ -130,3 +131,12 @@ def test_a_dictionary_without_a_checkpoint(tmp_path: Path):
     write_record(tmp_path, record())
     with pytest.raises(CheckpointError, match="has no complete checkpoint"):
         load_dictionary(tmp_path)
+
+
+def test_each_dictionary_is_a_row_of_the_listing(tmp_path: Path):
+    create_fit(tmp_path / "run", config(), command=[], overwrite=False)
+    write_record(tmp_path / "run" / "topk", record())
+    (one,) = summarise_fit(tmp_path / "run")
+    assert one.name == str(tmp_path / "run" / "topk")
+    assert one.recipe == f"topk on {OUT}"
+    assert (one.step, one.steps, one.tokens, one.bits_per_byte) == (0, 2, 0, None)

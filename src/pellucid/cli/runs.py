@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsFlags:
-    """List the runs in a folder: recipe, progress, tokens, validation bits per byte."""
+    """List the runs in a folder, dictionaries one by one: recipe, progress, tokens, validation bits
+    per byte."""
 
     folder: Annotated[Path, tyro.conf.Positional] = Path("runs")
     """Where to look; runs may be nested."""
@@ -37,6 +38,7 @@ class BadRun:
 def main(argv: Sequence[str]) -> int:
     """Print one row per run."""
     flags = parse(RunsFlags, argv, verb="runs", says=RunsFlags.__doc__ or "")
+    from pellucid.recipes.fit_folder import is_fit, summarise_fit
     from pellucid.recipes.folder import summarise
 
     if not flags.folder.is_dir():
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     rows: list[RunSummary | BadRun] = []
     for run in found:
         try:
-            rows.append(summarise(run))
+            rows += summarise_fit(run) if is_fit(run) else [summarise(run)]
         except (ValueError, OSError) as error:
             said = " ".join(str(error).split())
             say(said)

@@ -17,8 +17,8 @@ from pellucid.core.errors import RunError
 from pellucid.core.unit import Site
 from pellucid.dictionaries import Coder, CoderConfig, build_coder
 from pellucid.recipes.dictionary import FitRun
-from pellucid.recipes.folder import check_new, commit, machine
-from pellucid.train.checkpoint import load_checkpoint, load_weights, write_atomically
+from pellucid.recipes.folder import RunSummary, check_new, commit, machine
+from pellucid.train.checkpoint import load_checkpoint, load_weights, step_of, write_atomically
 
 SCHEMA = 1
 KIND = "fit"
@@ -145,3 +145,23 @@ def with_figures(
 def final_figures(run: Path) -> dict[str, dict[str, float]]:
     """The final figures of every dictionary of a run, by its name."""
     return {fit.name: read_record(run / fit.name).figures for fit in read_fit(run).fits}
+
+
+def summarise_fit(run: Path) -> list[RunSummary]:
+    """How far each dictionary of a run has come."""
+    config = read_fit(run)
+    found: list[RunSummary] = []
+    for fit in config.fits:
+        step = step_of(run / fit.name)
+        sites = fit.reads if fit.reads == fit.writes else f"{fit.reads} to {fit.writes}"
+        found.append(
+            RunSummary(
+                name=str(run / fit.name),
+                recipe=f"{fit.name} on {sites}",
+                step=step,
+                steps=config.steps,
+                tokens=step * config.batch,
+                bits_per_byte=None,
+            )
+        )
+    return found
