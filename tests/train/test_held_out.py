@@ -95,3 +95,12 @@ def test_experts_are_told_apart():
 def test_nothing_fired():
     found = redundancy_figures(Axes(), torch.zeros(4, dtype=torch.long), signed=True)
     assert found["redundancy_70"] == 0.0
+
+
+def test_of_very_many_latents_a_sample_is_compared(monkeypatch):
+    pool, gathered = Axes(), []
+    whole = pool.write
+    pool.write = lambda unit: gathered.append(len(unit)) or whole(unit)
+    monkeypatch.setattr("pellucid.train.held_out.COMPARED", 2)
+    redundancy_figures(pool, torch.ones(4, dtype=torch.long), signed=False)
+    assert sum(gathered) == 2

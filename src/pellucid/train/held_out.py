@@ -23,6 +23,9 @@ from pellucid.stats.redundancy import random_redundancy, redundancy
 
 DENSE = (0.01, 0.1)
 TWINS = 4096  # live latents whose nearest twin is looked for, at most
+COMPARED = (
+    1 << 16
+)  # live latents among which it is looked for, at most: their rows are held at once
 CHUNK = 1024  # rows whose codes are held at a time
 
 
@@ -95,10 +98,14 @@ def redundancy_figures(
 ) -> dict[str, float]:
     """Near twins among the write directions of latents that fired, and among as many random ones.
 
-    With an ``expert`` axis also within and across experts.
+    With an ``expert`` axis also within and across experts. Of more than ``COMPARED`` latents a
+    sample stands for all, in which twins are rarer.
     """
     spec = pool.spec
     live = (fires > 0).nonzero().squeeze(1)
+    if len(live) > COMPARED:
+        order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))
+        live = live[order[:COMPARED]].sort().values
     name, experts = spec.axes[0]
     group = live // (spec.num_units // experts) if name == "expert" else None
     rows = torch.cat(
