@@ -96,14 +96,32 @@ def test_empty():
     assert threshold.grad.shape == (0, 3)
 
 
-@given(st.integers(0, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+@given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 6), st.integers(0, 99))
 def test_batch_topk_keeps_no_more_than_its_share_even_in_a_tie(rows, columns, k, seed):
     torch.manual_seed(seed)
     strength = torch.randint(-2, 3, (rows, columns)).double()  # full of ties
-    kept = batch_topk(strength, k)
+    unit, kept = batch_topk(strength, k)
     assert int(kept.sum()) == min(k * rows, int((strength > 0).sum()))
-    if kept.any() and not kept.all():
-        assert strength[kept].min() >= strength[~kept].max()
+    mask = torch.zeros(rows, columns, dtype=torch.long)
+    mask.scatter_add_(1, unit, kept.long())
+    assert mask.max() <= 1 if rows else True
+    if rows and mask.any() and not mask.all():
+        assert strength[mask == 1].min() >= strength[mask == 0].max()
+
+
+@given(st.integers(1, 4), st.integers(30, 60), st.integers(1, 3), st.integers(0, 99))
+def test_a_row_may_hold_far_more_than_its_share(rows, columns, k, seed):
+    # All that is strong lies in one row, far beyond the first look of 4 k.
+    torch.manual_seed(seed)
+    strength = torch.rand(rows, columns)
+    strength[0] += 10
+    unit, kept = batch_topk(strength, k)
+    expected = torch.zeros(rows * columns, dtype=torch.bool)
+    expected[strength.flatten().topk(k * rows).indices] = True
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    mask.scatter_(1, unit, kept)
+    assert torch.equal(mask.flatten(), expected)
+    assert unit.shape[1] == kept.sum(1).max()
 
 
 def _leaves(*values):

@@ -206,11 +206,9 @@ class BatchTopKGate(Gate):
             return Latents(unit=None, gate=gate, act=pre, value=gate * pre, pre=pre)
         with torch.no_grad():
             strength = F.relu(all_pre(rows, z, self.bias))
-            kept = batch_topk(strength, self.config.k)
-            most = int(kept.sum(-1).max()) if kept.numel() else 0
-            unit = (strength * kept).topk(most, dim=-1).indices
-            gate = kept.gather(-1, unit).to(strength.dtype)
-            chosen = strength[kept]
+            unit, kept = batch_topk(strength, self.config.k)
+            gate = kept.to(strength.dtype)
+            chosen = strength.gather(-1, unit)[kept]
             self.smallest = chosen.min() if chosen.numel() else strength.new_zeros(())
         pre = some_pre(rows, z, self.bias, unit)
         return Latents(unit=unit, gate=gate, act=pre, value=gate * pre)

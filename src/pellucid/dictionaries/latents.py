@@ -16,7 +16,7 @@ class Latents:
 
     ``value`` is gate · act and carries the gradient, a straight-through one where the gate has
     it; ``gate`` and ``act`` say the same in the terms of a ``Code``. ``pre`` holds the
-    pre-activations of every latent where a gate has computed them all.
+    pre-activations of the same latents where a gate's own loss needs them.
     """
 
     unit: Int[Tensor, "B K"] | None

@@ -19,18 +19,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pellucid.core.config import check_above_zero, check_at_least_zero
 from pellucid.core.errors import ConfigError
-from pellucid.dictionaries.gates import Gate, all_pre, check_penalty, warm
+from pellucid.dictionaries.gates import Gate, all_pre, check_penalty, some_pre, warm
 from pellucid.dictionaries.latents import Latents, Pass
 from pellucid.ops.rows import AtomRows
 from pellucid.ops.select import jump_relu, step
 
 PRE_ACT = 3e-6  # weight of the term that pulls silent latents towards their thresholds
 TANH_SCALE = 4.0
+LISTED = 8  # a row's latents are listed where they are no more than one in so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +82,30 @@ class JumpReLUGate(Gate):
         self.threshold = nn.Parameter(torch.full((num,), config.threshold))
 
     def forward(self, rows: AtomRows, z: Float[Tensor, "B d"], *, fit: bool) -> Latents:
+        unit = self._reached(rows, z) if fit and self.config.penalty != "tanh" else None
+        if unit is None:
+            pre, threshold = all_pre(rows, z, self.bias), self.threshold
+        else:
+            pre, threshold = some_pre(rows, z, self.bias, unit), self.threshold[unit]
+        value = jump_relu(pre, threshold, self.config.bandwidth, to_input=self.config.ste_to_input)
+        gate = (pre > threshold).to(pre.dtype)
+        return Latents(unit=unit, gate=gate, act=pre, value=value, pre=pre)
+
+    @torch.no_grad()
+    def _reached(self, rows: AtomRows, z: Float[Tensor, "B d"]) -> Int[Tensor, "B K"] | None:
+        """The latents within half a bandwidth below their thresholds or above them.
+
+        No other latent has a value or a gradient. ``None`` where they are too many to list.
+        """
         pre = all_pre(rows, z, self.bias)
-        value = jump_relu(
-            pre, self.threshold, self.config.bandwidth, to_input=self.config.ste_to_input
-        )
-        gate = (pre > self.threshold).to(pre.dtype)
-        return Latents(unit=None, gate=gate, act=pre, value=value, pre=pre)
+        reached = pre > self.threshold - self.config.bandwidth / 2
+        most = int(reached.sum(-1).max()) if reached.numel() else 0
+        if most > rows.num // LISTED:
+            return None
+        return reached.to(torch.uint8).topk(most, dim=-1).indices
 
     def parts(self, seen: Pass, share: float) -> Mapping[str, Float[Tensor, ""]]:
-        config, pre = self.config, seen.latents.pre
+        config, pre, unit = self.config, seen.latents.pre, seen.latents.unit
         assert pre is not None
         weight = config.weight * warm(share, config.warmup)
         if config.penalty == "tanh":
@@ -97,7 +113,8 @@ class JumpReLUGate(Gate):
             tanh = torch.tanh(TANH_SCALE * seen.latents.value * norm).sum(-1).mean()
             below = (F.relu(self.threshold - pre) * norm).sum(-1).mean()
             return {"sparsity": weight * tanh, "pre_act": PRE_ACT * below}
-        on = step(pre, self.threshold, config.bandwidth, to_input=config.ste_to_input)
+        threshold = self.threshold if unit is None else self.threshold[unit]
+        on = step(pre, threshold, config.bandwidth, to_input=config.ste_to_input)
         l0 = on.sum(-1)
         if config.penalty == "l0":
             return {"sparsity": weight * l0.mean()}

@@ -11,9 +11,11 @@ arXiv 2412.06410; Anthropic, "Circuits Updates, January 2025" (``to_input``).
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+FIRST_LOOK = 4  # times k: how many entries of a row are looked at first
 
 
 def batch_threshold(strength: Float[Tensor, "T C"], k: int) -> Float[Tensor, ""]:
@@ -24,12 +26,29 @@ def batch_threshold(strength: Float[Tensor, "T C"], k: int) -> Float[Tensor, ""]
     return positive.min() if positive.numel() else strength.new_zeros(())
 
 
-def batch_topk(strength: Float[Tensor, "T C"], k: int) -> Bool[Tensor, "T C"]:
-    """Which entries are among the k · T largest of the whole batch and positive."""
-    flat = strength.reshape(-1)
-    top = flat.topk(min(k * strength.shape[0], flat.numel()), sorted=False).indices
-    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, top, True)
-    return (kept & (flat > 0)).view_as(strength)
+def batch_topk(
+    strength: Float[Tensor, "T C"], k: int
+) -> tuple[Int[Tensor, "T K"], Bool[Tensor, "T K"]]:
+    """The columns of the k · T largest positive entries of the whole batch, and which count.
+
+    K is the most that one row holds; rows with fewer are filled up. Rows are searched for their
+    few largest first, and for more only where a row may hold more.
+    """
+    rows, columns = strength.shape
+    width = min(columns, FIRST_LOOK * k)
+    while True:
+        value, unit = strength.topk(width, dim=-1)
+        flat = value.reshape(-1)
+        top = flat.topk(min(k * rows, flat.numel()), sorted=False).indices
+        kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, top, True)
+        kept = (kept & (flat > 0)).view_as(value)
+        # The smallest entry looked at in some row is kept: there may be more behind it.
+        if width == columns or not bool(kept[:, -1].any()):
+            break
+        width = min(columns, 2 * width)
+    most = int(kept.sum(-1).max()) if kept.numel() else 0
+    kept, order = kept.to(torch.uint8).topk(most, dim=-1)
+    return unit.gather(-1, order), kept.bool()
 
 
 def step(
