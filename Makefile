@@ -27,7 +27,7 @@ help:
 	@echo "make test      the default test suite, then tests/compile (JOBS=$(JOBS) processes)"
 	@echo "make install   only make $(VENV), from constraints.txt"
 	@echo "make compile   only tests/compile"
-	@echo "make interop   tests against lm-eval and PEER-pytorch, which it installs"
+	@echo "make interop   tests against the packages pellucid exchanges with, installed first"
 	@echo "make lint      ruff"
 	@echo "make types     pyright"
 	@echo "make docs      rebuild the tables and the help texts in the docs"

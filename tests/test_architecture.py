@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 Check = Callable[[str, ast.Module], list[str]]
 
 LAYER_1 = {"core", "ops", "stats", "report"}
+FITTED = {"dictionaries", "interop"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "ops": {"core"},
@@ -29,11 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dictionaries": LAYER_1,
     "models": LAYER_1 | {"nn", "pools"},
     "data": LAYER_1,
+    "interop": LAYER_1 | {"pools", "dictionaries"},
     "train": LAYER_1 | {"data"},
     "explore": LAYER_1 | {"data"},
-    "recipes": LAYER_1 | {"nn", "pools", "dictionaries", "models", "data", "train", "explore"},
-    "cli": LAYER_1
-    | {"nn", "pools", "dictionaries", "models", "data", "train", "explore", "recipes"},
+    "recipes": LAYER_1 | FITTED | {"nn", "pools", "models", "data", "train", "explore"},
+    "cli": LAYER_1 | FITTED | {"nn", "pools", "models", "data", "train", "explore", "recipes"},
 }
 WITHOUT_MODULES = ("core", "ops", "stats", "report")
 

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pellucid.cli import VERBS
+from pellucid.cli import VERBS, module_of
 from pellucid.cli.parse import parse
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +238,7 @@ def test_readme_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
     ours = [words[1:] for words in lines if words[0] == ".venv/bin/pellucid"]
     assert {verb for verb, *_ in ours} == set(VERBS) - {"demo"}
     for verb, *rest in ours:
-        module = importlib.import_module(f"pellucid.cli.{verb}")
+        module = importlib.import_module(f"pellucid.cli.{module_of(verb)}")
         if verb == "train":
             assert module.main([*rest, "--dry-run"]) == 0
             assert json.loads(capsys.readouterr().out)["steps"] > 0

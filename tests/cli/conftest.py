@@ -188,3 +188,31 @@ def digest(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@pytest.fixture(scope="session")
+def activations(tmp_path_factory, trained: Path, corpus: Path, cache: Path) -> Path:
+    """Rows of one site of the trained run."""
+    out = tmp_path_factory.mktemp("activations") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PELLUCID_CACHE", str(cache))
+        code = main(
+            [
+                *("harvest", str(trained), "--site", "blocks.1.ffn:out", "--data", str(corpus)),
+                *("--tokens", "300", "--validation-tokens", "50", "--out", str(out)),
+            ]
+        )
+    assert code == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory, activations: Path, cache: Path) -> Path:
+    """A run of two dictionaries on those rows. Copy it before you change it."""
+    run = tmp_path_factory.mktemp("fits") / "run"
+    names = ("--dictionary", "topk", "--dictionary", "expander:atoms.nonzeros=3")
+    small = ("--latents", "32", "--k", "3", "--tokens", "96", "--batch", "16", "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PELLUCID_CACHE", str(cache))
+        assert main(["fit", str(activations), *names, *small, "--run", str(run)]) == 0
+    return run

@@ -5,27 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.cli import main
 from pellucid.recipes.fit_folder import load_dictionary, read_record
 from pellucid.train.checkpoint import list_checkpoints
 
 SMALL = ("--latents", "32", "--k", "3", "--tokens", "96", "--batch", "16", "--device", "cpu")
-
-
-@pytest.fixture(scope="session")
-def activations(tmp_path_factory, trained: Path, corpus: Path, cache: Path) -> Path:
-    """Rows of one site of the trained run."""
-    out = tmp_path_factory.mktemp("activations") / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PELLUCID_CACHE", str(cache))
-        code = main(
-            [
-                *("harvest", str(trained), "--site", "blocks.1.ffn:out", "--data", str(corpus)),
-                *("--tokens", "300", "--validation-tokens", "50", "--out", str(out)),
-            ]
-        )
-    assert code == 0
-    return out
 
 
 def test_a_table_of_all_dictionaries(cli, activations: Path, tmp_path: Path):

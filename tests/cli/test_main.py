@@ -9,7 +9,10 @@ from pellucid import __version__, cli
 from pellucid.cli import VERBS, main
 from pellucid.core.errors import CheckpointError, TrainingError
 
-VERB_NAMES = ["train", "resume", "generate", "sizes", "runs", "harvest", "fit", "worlds", "demo"]
+VERB_NAMES = [
+    *("train", "resume", "generate", "sizes", "runs", "harvest", "fit", "worlds"),
+    *("export", "import", "demo"),
+]
 
 
 def test_help_lists_every_verb(cli):
@@ -37,7 +40,7 @@ def test_the_version(cli):
     [
         (("trian",), "unknown command 'trian'; did you mean 'train'?"),
         (("reusme", "x"), "unknown command 'reusme'; did you mean 'resume'?"),
-        (("xyzzy",), "unknown command 'xyzzy'; expected one of: demo, fit, generate, "),
+        (("xyzzy",), "unknown command 'xyzzy'; expected one of: demo, export, fit, generate, "),
     ],
 )
 def test_an_unknown_command_is_answered_with_the_nearest(cli, args, message: str):
@@ -60,10 +63,19 @@ def test_every_verb_refuses_an_unknown_flag_and_offers_the_nearest(cli, verb: st
         "generate": ("generate", tmp_path, "--prompt", "a"),
         "harvest": ("harvest", tmp_path, "--out", tmp_path),
         "fit": ("fit", tmp_path, "--run", tmp_path),
+        "export": ("export", tmp_path, "--out", tmp_path),
+        "import": ("import", tmp_path, "--run", tmp_path),
     }
     counts_tokens = dict.fromkeys(("generate", "harvest", "fit", "worlds"), "--tokns")
-    wrong = {"sizes": "--jsn", "runs": "--jsn", **counts_tokens}.get(verb, "--stpes")
-    right = {"--jsn": "--json", "--tokns": "--tokens", "--stpes": "--steps"}[wrong]
+    exchanges = dict.fromkeys(("export", "import"), "--fromat")
+    by_verb = {"sizes": "--jsn", "runs": "--jsn", **counts_tokens, **exchanges}
+    wrong = by_verb.get(verb, "--stpes")
+    right = {
+        "--jsn": "--json",
+        "--tokns": "--tokens",
+        "--stpes": "--steps",
+        "--fromat": "--format",
+    }[wrong]
     message = cli(*needed.get(verb, (verb,)), wrong, "5").only_error
     assert message == f"{verb}: unknown argument {wrong}; did you mean {right!r}?"
 

@@ -176,8 +176,31 @@ def test_k_above_an_annealed_start_is_refused():
 
 def test_who_is_tied():
     tied = {name for name, config in DICTIONARIES.items() if config.tied}
-    assert tied == {"pursuit", "expander", "expander-switch", "expander-scale"}
+    assert tied == {
+        "pursuit",
+        "expander",
+        "expander-authors",
+        "expander-switch",
+        "expander-scale",
+    }
     assert CoderConfig(atoms=TIED).tied
+
+
+def test_the_authors_forms_are_raw_sums_with_their_quirks():
+    raw = {name: config for name, config in DICTIONARIES.items() if name.endswith("-authors")}
+    assert set(raw) == {"switch-authors", "scale-authors", "expander-authors"}
+    assert {(c.reduction, c.normalise) for c in raw.values()} == {("sum", False)}
+    switch, scale = raw["switch-authors"].router, raw["scale-authors"].router
+    assert (switch.gate, switch.fraction, switch.balance, switch.sums) == ("p", "top1", 3.0, True)
+    assert (scale.gate, scale.lowpass, scale.bias) == ("softmax_of_p", "learned", False)
+    assert raw["scale-authors"].atoms == DenseAtomsConfig(norm="coordinate")
+    assert raw["expander-authors"].center == "zero"
+    assert raw["expander-authors"].atoms.mask == "authors"
+
+
+def test_a_gated_dictionary_is_not_reaimed():
+    with pytest.raises(ConfigError, match=r"^reaim: expected 0 with gate gated, found 5"):
+        CoderConfig(gate=GatedConfig(), auxk=0.0, reaim=5)
 
 
 def test_solvers_go_with_every_gate_that_has_a_budget():
@@ -194,6 +217,7 @@ def test_the_registry_is_what_the_papers_say():
     assert DICTIONARIES["relu"].atoms == DenseAtomsConfig(norm="free")
     with_auxk = {name for name, config in DICTIONARIES.items() if config.auxk}
     assert with_auxk == {
+        "switch-authors",
         "topk",
         "batchtopk",
         "matryoshka",
@@ -203,4 +227,5 @@ def test_the_registry_is_what_the_papers_say():
         "scale",
     }
     assert {DICTIONARIES[name].auxk for name in with_auxk} == {1 / 32}
-    assert all(config.reduction == "variance" for config in DICTIONARIES.values())
+    plain = [config for name, config in DICTIONARIES.items() if not name.endswith("-authors")]
+    assert {(config.reduction, config.normalise) for config in plain} == {("variance", True)}

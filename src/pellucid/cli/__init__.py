@@ -5,6 +5,7 @@ checkpoint; 1 failed; 2 wrong input, told in one line.
 """
 
 import importlib
+import keyword
 import os
 import sys
 
@@ -17,6 +18,8 @@ VERBS = {
     "harvest": "run a model over text once and keep the activations of some sites",
     "fit": "fit dictionaries to harvested activations or to a model as it runs",
     "worlds": "fit dictionaries to worlds with known features and score what they recover",
+    "export": "write dictionaries in another tool's format",
+    "import": "read dictionaries of another tool into a run folder",
     "demo": "train a small model of readable units and its dense twin, and write a report",
 }
 
@@ -34,6 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of stdout has gone, as in `pellucid runs | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def module_of(verb: str) -> str:
+    """The name of a verb's module, which may be no keyword."""
+    return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
 def _answer(args: list[str]) -> int:
@@ -54,7 +62,7 @@ def _call(verb: str, args: list[str]) -> int:
     if verb not in VERBS:
         return _refuse(f"unknown command {verb!r}; {nearest(verb, VERBS)}")
     try:
-        return importlib.import_module(f"pellucid.cli.{verb}").main(args)
+        return importlib.import_module(f"pellucid.cli.{module_of(verb)}").main(args)
     except TrainingError as error:
         _refuse(" ".join(str(error).split()))
         return 1

@@ -38,16 +38,13 @@ class BadRun:
 def main(argv: Sequence[str]) -> int:
     """Print one row per run."""
     flags = parse(RunsFlags, argv, verb="runs", says=RunsFlags.__doc__ or "")
-    from pellucid.recipes.fit_folder import is_fit, summarise_fit
-    from pellucid.recipes.folder import summarise
-
     if not flags.folder.is_dir():
         raise RunError(f"{flags.folder}: no such folder; give the folder that holds the runs")
     found = sorted(path.parent for path in flags.folder.rglob("run.json"))
     rows: list[RunSummary | BadRun] = []
     for run in found:
         try:
-            rows += summarise_fit(run) if is_fit(run) else [summarise(run)]
+            rows += _summarise(run)
         except (ValueError, OSError) as error:
             said = " ".join(str(error).split())
             say(said)
@@ -57,6 +54,20 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _print_table(rows)
     return 0
+
+
+def _summarise(run: Path) -> "Sequence[RunSummary]":
+    from pellucid.recipes.exchange import summarise_import
+    from pellucid.recipes.fit_folder import summarise_fit
+    from pellucid.recipes.folder import kind_of, summarise
+
+    match kind_of(run):
+        case "fit":
+            return summarise_fit(run)
+        case "import":
+            return summarise_import(run)
+        case _:
+            return [summarise(run)]
 
 
 def _print_table(rows: "Sequence[RunSummary | BadRun]") -> None:

@@ -2,6 +2,9 @@
 
 To add one: a gate, atoms or router in its file where a part is missing, and one line in
 ``DICTIONARIES``. The laws in ``tests/test_dictionary_laws.py`` then run over it.
+
+Names that end in ``-authors`` are parts and losses as the papers' own trainers have them, in raw
+sums and with their quirks, to be compared with; the plain names share one scale of losses.
 """
 
 from pellucid.dictionaries.atoms import DenseAtomsConfig, ExpanderAtomsConfig
@@ -34,7 +37,40 @@ DICTIONARIES: dict[str, CoderConfig] = {
     ),
     "switch": CoderConfig(router=_SWITCH),
     "scale": CoderConfig(router=_SCALE),
+    "switch-authors": CoderConfig(
+        router=RouterConfig(
+            experts=16, active=1, gate="p", fraction="top1", balance=3.0, sums=True
+        ),
+        reduction="sum",
+        normalise=False,
+    ),
+    "scale-authors": CoderConfig(
+        router=RouterConfig(
+            experts=16,
+            active=4,
+            gate="softmax_of_p",
+            lowpass="learned",
+            fraction="top1",
+            balance=3.0,
+            sums=True,
+            bias=False,
+            quirks=True,
+        ),
+        atoms=DenseAtomsConfig(norm="coordinate"),
+        auxk=0.0,
+        reduction="sum",
+        normalise=False,
+    ),
     "expander": _EXPANDER,
+    "expander-authors": CoderConfig(
+        atoms=ExpanderAtomsConfig(mask="authors"),
+        gate=TopKConfig(sign="signed"),
+        auxk=0.0,
+        reaim=1000,
+        reduction="sum",
+        normalise=False,
+        center="zero",
+    ),
     "expander-switch": CoderConfig(
         atoms=ExpanderAtomsConfig(), router=_SWITCH, auxk=0.0, reaim=1000
     ),

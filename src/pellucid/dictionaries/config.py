@@ -64,6 +64,11 @@ class CoderConfig:
             raise ConfigError(
                 f"prefixes: expected shares above 0 that end with 1, found {self.prefixes}"
             )
+        if self.reaim and isinstance(self.gate, GatedConfig):
+            raise ConfigError(
+                f"reaim: expected 0 with gate gated, found {self.reaim}; its two paths are not "
+                "turned together"
+            )
         if self.router is not None:
             self._check_router()
         if isinstance(self.gate, PursuitConfig) and not self.tied:

@@ -62,6 +62,8 @@ def reaim(
         return idle[:0]
     residual = coder.out_scale * (y - coder(x))
     error = residual.double().square().sum(1)
+    if not bool(error.any()):
+        return idle[:0]
     generator = torch.Generator().manual_seed(seed * 1_000_003 + int(coder.steps))
     drawn = torch.multinomial(error.cpu(), idle.numel(), replacement=True, generator=generator)
     drawn = drawn.to(x.device)

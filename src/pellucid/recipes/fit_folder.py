@@ -17,7 +17,7 @@ from pellucid.core.errors import RunError
 from pellucid.core.unit import Site
 from pellucid.dictionaries import Coder, CoderConfig, build_coder
 from pellucid.recipes.dictionary import FitRun
-from pellucid.recipes.folder import RunSummary, check_new, commit, machine
+from pellucid.recipes.folder import RunSummary, check_new, commit, is_run, kind_of, machine
 from pellucid.train.checkpoint import load_checkpoint, load_weights, step_of, write_atomically
 
 SCHEMA = 1
@@ -79,11 +79,7 @@ def create_fit(run: Path, config: FitRun, *, command: list[str], overwrite: bool
 
 def is_fit(run: Path) -> bool:
     """Whether a folder holds a run of fits."""
-    path = run / "run.json"
-    if not path.is_file():
-        return False
-    record = read_json(path)
-    return isinstance(record, dict) and record.get("kind") == KIND
+    return is_run(run) and kind_of(run) == KIND
 
 
 def read_fit(run: Path) -> FitRun:

@@ -98,6 +98,12 @@ def is_run(run: Path) -> bool:
     return (run / "run.json").is_file()
 
 
+def kind_of(run: Path) -> str | None:
+    """What a run folder holds: ``language``, ``fit`` or ``import``."""
+    record = read_json(run / "run.json")
+    return record.get("kind") if isinstance(record, dict) else None
+
+
 def read_run(run: Path) -> tuple[LanguageRun, dict[str, Any]]:
     """The config of a run and the rest of its ``run.json``."""
     if not is_run(run):
