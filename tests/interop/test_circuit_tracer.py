@@ -216,14 +216,14 @@ def test_round_trip(tmp_path, make, name):
     ours = tuple(make(CONFIGS[name], d_out=8, layer=i, dtype=torch.float32) for i in range(LAYERS))
     model = {"kind": "run", "name": "runs/a", "weights": "abc"}
     write_circuit_tracer(ours, tmp_path / "out", WriteOptions(model=model))
-    for one, back in zip(ours, read(tmp_path / "out")):
+    for layer, (one, back) in enumerate(zip(ours, read(tmp_path / "out"))):
         before, after = weights_of(one), weights_of(back.coder)
         for field in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold", "skip"):
             value, other = getattr(before, field), getattr(after, field)
             assert (value is None) == (other is None), field
             assert value is None or torch.equal(value, other), field
         assert back.coder.spec.reads == one.spec.reads
-        assert back.coder.spec.name == "made"
+        assert back.coder.spec.name == f"made-{layer}"
         assert back.model == model
 
 

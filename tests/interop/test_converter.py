@@ -9,7 +9,15 @@ from pellucid.core.unit import Site
 from pellucid.dictionaries import CoderConfig
 from pellucid.dictionaries.gates import TopKConfig
 from pellucid.interop import CONVERTERS, ReadOptions, WriteOptions
-from pellucid.interop.converter import RECORD, chosen, describe, described, one
+from pellucid.interop.converter import (
+    RECORD,
+    chosen,
+    describe,
+    described,
+    model_of,
+    name_of,
+    one,
+)
 
 A, B, C = (Site.parse(text) for text in ("m.a:in", "m.b:out", "m.c:out"))
 
@@ -53,7 +61,37 @@ def test_our_record_is_plain_and_found_again(make):
     assert record["model"] == model
     assert record["config"]["gate"]["k"] == 4
     assert described({}) == {}
-    assert described({RECORD: "another program's"}) == {}
+    for other in ("another program's", {}, {"reads": "a:in"}, {**record, "model": "m"}):
+        assert described({RECORD: other}) == {}
+
+
+def test_models_by_record_or_name():
+    recorded = {"model": {"kind": "run", "name": "runs/a"}}
+    assert model_of(recorded, "some/model") == {"kind": "run", "name": "runs/a"}
+    assert model_of({}, "some/model") == {"kind": "huggingface", "name": "some/model"}
+    assert model_of({}, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (("layers.3.mlp",), "layers.3.mlp"),
+        ((None, "", "out"), "out"),
+        (("../../home/x", "out"), "-..-home-x"),
+        (("a b/c",), "a-b-c"),
+        (("..",), "imported"),
+        ((None, ""), "imported"),
+    ],
+)
+def test_a_name_from_a_file_is_one_folder(found, name):
+    assert name_of(ReadOptions(), *found) == name
+
+
+@pytest.mark.parametrize("name", ["../x", ".hidden", "a/b", ""])
+def test_a_name_asked_for_is_one_folder(name):
+    assert name_of(ReadOptions(name="topk-1.b"), "file's") == "topk-1.b"
+    with pytest.raises(InteropError, match="name: expected letters"):
+        name_of(ReadOptions(name=name), "file's")
 
 
 def test_a_format_of_one(make):

@@ -312,6 +312,16 @@ def test_what_is_there_is_kept_unless_it_is_to_be_overwritten(tmp_path):
     assert (target / "cfg.json").exists()
 
 
+def test_the_folder_one_stands_in(tmp_path, monkeypatch):
+    """``.`` has no name to write beside, the folder it stands for has."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with writing(Path(), overwrite=False) as aside:
+        write_object(aside / "cfg.json", {})
+    assert (tmp_path / "here" / "cfg.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "out").write_text("x")
 

@@ -12,7 +12,7 @@ from pellucid.dictionaries.gates import BatchTopKConfig, GroupmaxConfig, ReLUCon
 from pellucid.dictionaries.pursuit import PursuitConfig
 from pellucid.dictionaries.router import RouterConfig
 from pellucid.dictionaries.thresholds import GatedConfig, JumpReLUConfig
-from pellucid.interop import CONVERTERS
+from pellucid.interop import CONVERTERS, WriteOptions
 from pellucid.interop.forms import (
     HOLDS,
     changed,
@@ -133,7 +133,7 @@ def test_a_negative_threshold_passes_what_other_formats_clip(make):
 def test_the_words_of_a_refusal(make, form, transcoder, format, message):
     coder = make(CONFIGS[form], d_out=8 if transcoder else None)
     with pytest.raises(InteropError) as error:
-        held(coder, format, lossy=False, sample=None)
+        held(coder, format, WriteOptions())
     assert str(error.value) == message
 
 
@@ -159,7 +159,7 @@ def test_which_form_is_nearest(make, form, transcoder, format, near):
     coder = make(CONFIGS[form], d_out=8 if transcoder else None)
     assert nearest(coder, format) == near
     if near is not None:
-        coder, lines = held(coder, format, lossy=True, sample=None)
+        coder, lines = held(coder, format, WriteOptions(lossy=True))
         assert form_of(coder) == near
         assert fault(coder, format) is None
         assert len(lines) == 1
@@ -167,15 +167,14 @@ def test_which_form_is_nearest(make, form, transcoder, format, near):
 
 def test_what_is_held_is_left_alone(make):
     coder = make(CONFIGS["TopK"])
-    found, lines = held(coder, "saelens", lossy=True, sample=None)
+    found, lines = held(coder, "saelens", WriteOptions(lossy=True))
     assert found is coder
     assert lines == ()
 
 
 def test_the_share_of_changed_rows_by_hand(make):
-    """Latents ±x_0 and ±x_1, k = 2. Signed keeps the two positive ones, as TopK does, unless x_1
-    is 0: then two of the four pre-activations are 0 and none is negative. With a bias of −10 on
-    all but the first, row (1, 1) has a = (1, −11, −9, −11): signed keeps the −9 too."""
+    """Latents ±x_0 and ±x_1, k = 2, so that both forms keep the two positive ones. With a bias of
+    −10 on all but the first, row (1, 1) has a = (1, −11, −9, −11): signed keeps the −9 too."""
     config = CoderConfig(latents=4, gate=TopKConfig(k=2, sign="signed"), auxk=0.0)
     coder = make(config, d=2)
     with torch.no_grad():
@@ -196,7 +195,7 @@ def test_the_share_of_changed_rows_by_hand(make):
     # Of a = (30, −40, 20, −40) and its like none that is kept is negative.
     both = torch.cat((one, torch.tensor([[30.0, 30.0]], dtype=torch.float64)))
     assert changed(coder, near, both) == 0.5
-    _, (line,) = held(coder, "saelens", lossy=True, sample=both)
+    _, (line,) = held(coder, "saelens", WriteOptions(lossy=True, sample=both))
     assert line == (
         "made: written as TopK, which is not signed TopK: other latents are active in 50.0% of 2 "
         "sampled rows"
@@ -220,6 +219,12 @@ def test_the_default_sample_has_the_units_of_the_fit(make):
     # 4,096 values: their deviation is known to 1.1%.
     assert z.std().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(default_sample(coder), default_sample(coder))
+
+
+@pytest.mark.parametrize("format", [name for name in HOLDS if name != "saelens"])
+def test_our_own_class_is_for_saelens_alone(make, format):
+    with pytest.raises(InteropError, match=f"{format}: --own-class is SAELens' alone"):
+        held(make(CONFIGS["TopK"]), format, WriteOptions(own_class=True))
 
 
 def test_sparse_atoms_are_no_obstacle(make, rows, close):

@@ -14,12 +14,11 @@ from pellucid.dictionaries import DICTIONARIES, CoderConfig
 from pellucid.dictionaries.atoms import ExpanderAtomsConfig
 from pellucid.dictionaries.gates import TopKConfig
 from pellucid.interop import ReadOptions, WriteOptions
-from pellucid.interop.saelens import read_saelens, write_saelens
+from pellucid.interop.saelens import read_saelens, register, write_saelens
 from pellucid.interop.saelens_class import (
     dense_code,
     dense_decode,
     own_tensors,
-    register,
     skip_path,
 )
 

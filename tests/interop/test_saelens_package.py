@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import laws
+from pellucid.core.errors import InteropError
 from pellucid.core.unit import Site
 from pellucid.dictionaries import DICTIONARIES, Coder, CoderConfig
 from pellucid.dictionaries.atoms import DenseAtomsConfig, ExpanderAtomsConfig
@@ -18,8 +19,8 @@ from pellucid.dictionaries.gates import BatchTopKConfig, ReLUConfig, TopKConfig
 from pellucid.dictionaries.pursuit import PursuitConfig
 from pellucid.dictionaries.thresholds import GatedConfig, JumpReLUConfig
 from pellucid.interop import ReadOptions, WriteOptions
-from pellucid.interop.saelens import read_saelens, write_saelens
-from pellucid.interop.saelens_class import dense_code, register
+from pellucid.interop.saelens import read_saelens, register, write_saelens
+from pellucid.interop.saelens_class import dense_code
 from pellucid.interop.weights import weights_of
 
 pytestmark = [
@@ -429,7 +430,7 @@ def test_our_own_class_refuses_what_would_change_copies(tmp_path, make):
     with pytest.raises(NotImplementedError):
         theirs.fold_W_dec_norm()
     with pytest.raises(NotImplementedError):
-        theirs.fold_activation_whitening(0, 0, 0)
+        theirs.fold_activation_whitening(torch.zeros(8), torch.eye(8), torch.eye(8))
     assert theirs.W_enc.shape == (8, 32)
 
 
@@ -461,6 +462,30 @@ def test_without_a_version_they_would_drop_the_metadata(tmp_path, make):
     del config["metadata"]["sae_lens_version"]
     (tmp_path / "out" / "cfg.json").write_text(json.dumps(config))
     assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.model_name is None
+
+
+def test_what_they_let_pass(tmp_path):
+    """Why configs are validated here: theirs overlooks, or ends in a bare ``KeyError``."""
+    from sae_lens import SAE
+
+    sae = _theirs("standard", 8, 32, normalize_activations="expected_average_only_in")
+    sae.save_model(tmp_path)
+    # The factor is nowhere, and nothing says so; ours refuses.
+    assert SAE.load_from_disk(tmp_path).cfg.normalize_activations == "expected_average_only_in"
+    with pytest.raises(InteropError, match="give it with --input-scale"):
+        _read(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text()) | {"normalize_activations": "none"}
+    del config["apply_b_dec_to_input"]
+    text = json.dumps(config | {"apply_b_dec_to_inputs": False})
+    (tmp_path / "cfg.json").write_text(text)
+    assert SAE.load_from_disk(tmp_path).cfg.apply_b_dec_to_input
+    with pytest.raises(InteropError, match="did you mean 'apply_b_dec_to_input'"):
+        _read(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"architecture": "new"}))
+    with pytest.raises(KeyError):
+        SAE.load_from_disk(tmp_path)
+    with pytest.raises(InteropError, match=r'expected one of standard, topk, .*, found "new"'):
+        _read(tmp_path)
 
 
 def test_their_hook_of_our_model_is_our_site(tmp_path, make):

@@ -126,6 +126,8 @@ def test_several_hookpoints(tmp_path, make):
         "model.layers.0.mlp:out",
         "model.layers.2.mlp:out",
     ]
+    # One recorded name would be one folder.
+    assert [one.coder.spec.name for one in found] == ["layers.0.mlp", "layers.2.mlp"]
     with pytest.raises(InteropError, match="one name or site was given for 2 dictionaries"):
         read_sparsify(tmp_path / "out", ReadOptions(name="x"))
     with pytest.raises(InteropError, match=r"two dictionaries for layers\.0\.mlp; export them"):

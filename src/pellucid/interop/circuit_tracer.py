@@ -116,7 +116,7 @@ def write_circuit_tracer(
         "model_kind": KINDS[0],
         "feature_input_hook": _common("reads", [_hook(coder.spec.reads) for coder in ready]),
         "feature_output_hook": _common("writes", [_hook(coder.spec.writes) for coder in ready]),
-        "scan": path.name,
+        "scan": path.resolve().name,
         **activation,
         "transcoders": [f"layer_{layer}.safetensors" for layer in range(len(ready))],
         **options.metadata,
@@ -146,7 +146,7 @@ def _read_one(
     )
     record = _record(fields, layer)
     reads, writes = _sites(fields, layer, record, options)
-    scan = Path(str(fields.data.get("scan") or file.parent.name)).name
+    scan = Path(str(fields.data.get("scan") or file.resolve().parent.name)).name
     name = f"{name_of(options, record.get('name'), scan)}-{layer}"
     coder = coder_of(weights, gate, name=name, reads=reads, writes=writes)
     unknown = tensors.unknown()

@@ -105,10 +105,10 @@ def describe(coder: Coder, options: WriteOptions) -> dict[str, Any]:
 def described(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """What ``describe`` wrote, empty where another program made the file."""
     found = data.get(RECORD)
-    sites = isinstance(found, Mapping) and all(
-        isinstance(found.get(key), str) for key in ("reads", "writes")
-    )
-    return found if sites and isinstance(found.get("model", {}), Mapping) else {}
+    if not isinstance(found, Mapping) or not isinstance(found.get("model", {}), Mapping):
+        return {}
+    named = all(isinstance(found.get(key), str) for key in ("reads", "writes"))
+    return found if named else {}
 
 
 def model_of(record: Mapping[str, Any], name: object) -> dict[str, str]:
@@ -124,8 +124,8 @@ def name_of(options: ReadOptions, *found: object) -> str:
     Errors: an ``InteropError`` for a name asked for that a folder may not have.
     """
     if options.name is None:
-        plain = re.sub(r"[^\w.-]+", "-", str(next(name for name in found if name)))
-        return plain.lstrip(".") or "imported"
+        first = next((str(name) for name in found if name), "")
+        return re.sub(r"[^\w.-]+", "-", first).lstrip(".") or "imported"
     if not re.fullmatch(r"[\w-][\w.-]*", options.name):
         raise InteropError(
             f"name: expected letters, digits, '-', '_' and '.', found {options.name!r}; it names a "

@@ -102,7 +102,7 @@ def read_dictionary_learning(path: Path, options: ReadOptions) -> tuple[Imported
     coder = coder_of(
         weights,
         gate,
-        name=name_of(options, record.get("name"), path.name),
+        name=name_of(options, record.get("name"), path.resolve().name),
         reads=reads,
         writes=writes,
         prefixes=_prefixes(tensors, n) if kind.startswith("Matryoshka") else (),

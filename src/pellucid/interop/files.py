@@ -269,7 +269,8 @@ def writing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
             f"{folder}: exists already; choose another folder"
             + ("" if folder.is_file() else " or add --overwrite")
         )
-    aside = folder.with_name(f".writing_{folder.name}")
+    whole = folder.resolve()
+    aside = whole.with_name(f".writing_{whole.name}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

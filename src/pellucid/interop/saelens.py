@@ -175,7 +175,7 @@ def _coder(fields: Fields, tensors: Tensors, architecture: str, options: ReadOpt
     _check_factor(tensors, n)
     reads_at, writes_at = read_sites(fields, options, transcoder=transcoder)
     record = described(fields.object("metadata").data)
-    name = name_of(options, record.get("name"), fields.path.parent.name)
+    name = name_of(options, record.get("name"), fields.path.resolve().parent.name)
     return coder_of(weights, gate, name=name, reads=reads_at, writes=writes_at)
 
 

@@ -157,15 +157,15 @@ def _sae_class() -> Any:
             self.coder = build_own(Fields(Path("cfg.json"), vars(self.cfg))).to(self.dtype)
 
         @property
-        def W_enc(self) -> Tensor:
-            return self.coder.read(torch.arange(self.cfg.d_sae)).T
+        def W_enc(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+            return self.coder.read(_every(self.coder)).T
 
         @property
-        def W_dec(self) -> Tensor:
-            return self.coder.write(torch.arange(self.cfg.d_sae))
+        def W_dec(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+            return self.coder.write(_every(self.coder))
 
         @property
-        def b_dec(self) -> Tensor:
+        def b_dec(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
             return self.coder.bias / self.coder.out_scale
 
         def encode(self, x: Tensor) -> Tensor:
@@ -187,11 +187,13 @@ def _sae_class() -> Any:
 
         @torch.no_grad()
         def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-            self.coder.in_scale *= scaling_factor
-            self.coder.out_scale *= scaling_factor
+            for scale in (self.coder.in_scale, self.coder.out_scale):
+                scale.mul_(scaling_factor)
             self.cfg.normalize_activations = "none"
 
-        def fold_activation_whitening(self, *args: Any) -> None:
+        def fold_activation_whitening(
+            self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+        ) -> None:
             raise NotImplementedError("whitening cannot be folded into every kind of atoms")
 
         def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
@@ -209,3 +211,7 @@ def _complete(loaded: dict[str, Any], own: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         found = loaded.get(name, tensor)
         loaded[name] = found if tensor.is_floating_point() else found.to(tensor.dtype)
+
+
+def _every(coder: Coder) -> Tensor:
+    return torch.arange(coder.config.latents, device=coder.bias.device)

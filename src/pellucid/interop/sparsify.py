@@ -50,6 +50,7 @@ BASES = ("model", "transformer", "gpt_neox")
 
 def read_sparsify(path: Path, options: ReadOptions) -> tuple[Imported, ...]:
     """The dictionary of a hookpoint's folder, or those of every hookpoint below a run's folder."""
+    path = path.resolve()
     if (path / CONFIG).exists():
         return (_read_one(path, options),)
     folders = sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
