@@ -67,6 +67,23 @@ def test_counters_stay_behind(folder):
     assert {"coder.in_scale", "coder.decoder.weight"} <= names
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_places_of_sparse_atoms_are_kept_where_they_are_stored(tmp_path, make, stored):
+    """Stored ones are the file's, also where the seed would draw others now."""
+    config = _small("expander")
+    ours = make(replace(config, atoms=replace(config.atoms, stored=stored)))
+    write_saelens((ours,), tmp_path / "out", WriteOptions(own_class=True))
+    path = tmp_path / "out" / "sae_weights.safetensors"
+    state = load_file(path)
+    assert ("coder.decoder.index" in state) == stored
+    if not stored:
+        return
+    state["coder.decoder.index"] = state["coder.decoder.index"].flip(0).contiguous()
+    save_file(state, path)
+    (found,) = read_saelens(tmp_path / "out", ReadOptions())
+    assert torch.equal(found.coder.decoder.index, ours.decoder.index.flip(0))
+
+
 @pytest.mark.parametrize("name", ["topk", "scale", "expander", "pursuit"])
 def test_dense_codes_and_what_they_write(make, rows, close, name):
     ours = make(replace(_small(name), skip=name == "topk"))
