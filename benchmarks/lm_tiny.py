@@ -32,6 +32,7 @@ from typing import Any
 
 from pellucid.cli.progress import note_progress, say
 from pellucid.core.errors import TrainingError
+from pellucid.data.disk import write_atomically
 from pellucid.data.packing import Batch, evaluation_batches
 from pellucid.explore.activity import PoolActivity, measure_activity
 from pellucid.models.cost import model_cost
@@ -44,7 +45,6 @@ from pellucid.recipes.language import LanguageRun, recipe
 from pellucid.recipes.load import load_run
 from pellucid.recipes.prepare import Prepared, prepare_run
 from pellucid.recipes.training import train_language
-from pellucid.train.checkpoint import write_atomically
 from pellucid.train.evaluate import evaluate
 
 RECORDS, TRIALS = "lm-tiny.json", "trials-tiny.json"

@@ -39,13 +39,14 @@ from pellucid.cli import main
 
 kind, _, moment = os.environ["STRIKE"].partition(" ")
 if kind == "file":
+    from pellucid.data import disk
     from pellucid.train import checkpoint
-    sync = checkpoint.sync
+    sync = disk.sync
     def watched(path):
         sync(path)
         if str(path).endswith(moment):
             os.kill(os.getpid(), signal.SIGKILL)
-    checkpoint.sync = watched
+    disk.sync = checkpoint.sync = watched
 elif kind:
     from pellucid.train.loop import Loop
     backward, done = Loop._backward, []

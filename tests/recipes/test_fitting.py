@@ -14,7 +14,13 @@ from pellucid.data.activations import ActivationCache
 from pellucid.data.document import DataConfig
 from pellucid.recipes import fitting
 from pellucid.recipes.dictionary import FitRun, choose_dictionary, plan_fits
-from pellucid.recipes.fit_folder import create_fit, load_dictionary, read_fit, read_record
+from pellucid.recipes.fit_folder import (
+    create_fit,
+    load_dictionary,
+    read_fit,
+    read_record,
+    write_record,
+)
 from pellucid.recipes.fitting import fit_dictionaries, prepare_fit
 from pellucid.train.checkpoint import list_checkpoints
 
@@ -266,3 +272,23 @@ def test_a_damaged_cache_is_found_before_anything_is_fitted(harvested: Path, tmp
     shard.write_bytes(data)
     with pytest.raises(DataError, match=shard.name):
         prepare_fit(config(damaged, "topk"), lambda *_: None)
+
+
+def test_a_run_does_not_go_on_with_another_models_rows(fitted: Path, tmp_path: Path):
+    run = Path(shutil.copytree(fitted, tmp_path / "run"))
+    record = read_record(run / "topk")
+    write_record(run / "topk", replace(record, model={**record.model, "weights": "0" * 64}))
+    before = (run / "topk" / "metrics.jsonl").read_bytes()
+    with pytest.raises(DataError, match=r"model\.weights: expected '000"):
+        fit(run, read_fit(run))
+    assert (run / "topk" / "metrics.jsonl").read_bytes() == before
+
+
+def test_rows_to_measure_scales_on_are_read_once_for_all(harvested: Path, tmp_path: Path):
+    prepared = prepare_fit(config(harvested, "topk", "gated", "relu"), lambda *_: None)
+    real, asked = prepared.source.batch, []
+    prepared.source.batch = lambda step, *a, **k: asked.append(step) or real(step, *a, **k)
+    create_fit(tmp_path / "run", prepared.config, command=[], overwrite=False)
+    fit_dictionaries(tmp_path / "run", prepared, say=lambda _: None)
+    # 64 rows are four batches of 16, then the six steps of all three.
+    assert asked == [*range(4), *range(STEPS)]

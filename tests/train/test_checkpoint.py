@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pellucid.core.errors import CheckpointError
+from pellucid.data.disk import checksum, write_atomically
 from pellucid.models.config import TransformerConfig
 from pellucid.models.transformer import Transformer
 from pellucid.pools.hierarchy import HierarchyConfig
@@ -28,7 +29,6 @@ from pellucid.train.checkpoint import (
     OPTIMIZER,
     STATE,
     Checkpoint,
-    checksum,
     explaining_full_disk,
     go_back,
     list_checkpoints,
@@ -39,7 +39,6 @@ from pellucid.train.checkpoint import (
     save_checkpoint,
     step_of,
     weights,
-    write_atomically,
 )
 from pellucid.train.optim import OptimConfig, build_optimizer, param_groups
 

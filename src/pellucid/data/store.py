@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt
 
+from pellucid.data.disk import sync
 from pellucid.data.document import Document
 from pellucid.data.tokenizer import TextTokenizer
 
@@ -175,9 +176,9 @@ def replacing(folder: Path, whole: Callable[[], bool]) -> Iterator[Path]:
     try:
         yield aside
         for file in (*aside.iterdir(), aside):
-            _flush(file)
+            sync(file)
         _take_place(aside, folder, whole)
-        _flush(parent)
+        sync(parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         if created and not any(parent.iterdir()):
@@ -196,14 +197,6 @@ def _take_place(aside: Path, folder: Path, whole: Callable[[], bool]) -> None:
         if not whole():
             raise
     shutil.rmtree(aside)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_another(process: int) -> bool:

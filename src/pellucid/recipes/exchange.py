@@ -5,13 +5,13 @@ it ``provenance.json`` keeps the foreign config whole.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pellucid.core.config import read_json
 from pellucid.core.errors import ConfigError, nearest
+from pellucid.data.disk import write_atomically
 from pellucid.interop import CONVERTERS, Converter, Imported, ReadOptions, WriteOptions
 from pellucid.recipes.fit_folder import (
     DictionaryRecord,
@@ -19,8 +19,8 @@ from pellucid.recipes.fit_folder import (
     read_record,
     write_record,
 )
-from pellucid.recipes.folder import RunSummary, check_new, commit
-from pellucid.train.checkpoint import Checkpoint, save_checkpoint, weights, write_atomically
+from pellucid.recipes.folder import RunSummary, commit, new_folder
+from pellucid.train.checkpoint import Checkpoint, save_checkpoint, weights
 
 SCHEMA = 1
 KIND = "import"
@@ -61,12 +61,6 @@ def import_dictionaries(
 ) -> tuple[Imported, ...]:
     """Read every dictionary of a foreign folder into ``run``, one folder each."""
     found = converter(format).read(source, options)
-    check_new(run, overwrite=overwrite)
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
-    for one in found:
-        _keep(run / one.coder.spec.name, one)
     revision, dirty = commit()
     record = {
         "schema": SCHEMA,
@@ -77,7 +71,10 @@ def import_dictionaries(
         "format": format,
         "dictionaries": [one.coder.spec.name for one in found],
     }
-    write_atomically(run / "run.json", json.dumps(record, indent=1) + "\n")
+    with new_folder(run, overwrite=overwrite):
+        for one in found:
+            _keep(run / one.coder.spec.name, one)
+        write_atomically(run / "run.json", json.dumps(record, indent=1) + "\n")
     return found
 
 

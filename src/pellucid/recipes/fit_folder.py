@@ -7,7 +7,6 @@ NAME/checkpoints/, NAME/latest see ``train/checkpoint.py``
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from pathlib import Path
 from pellucid.core.config import from_dict, read_json, to_dict
 from pellucid.core.errors import RunError
 from pellucid.core.unit import Site
+from pellucid.data.disk import write_atomically
 from pellucid.dictionaries import Coder, CoderConfig, build_coder
 from pellucid.recipes.dictionary import FitRun
-from pellucid.recipes.folder import RunSummary, check_new, commit, is_run, kind_of, machine
-from pellucid.train.checkpoint import load_checkpoint, load_weights, step_of, write_atomically
+from pellucid.recipes.folder import RunSummary, commit, is_run, kind_of, machine, new_folder
+from pellucid.train.checkpoint import load_checkpoint, load_weights, step_of
 
 SCHEMA = 1
 KIND = "fit"
@@ -60,10 +60,6 @@ class DictionaryRecord:
 
 def create_fit(run: Path, config: FitRun, *, command: list[str], overwrite: bool) -> None:
     """Make a new run folder; an existing one is a ``RunError`` unless it is to be replaced."""
-    check_new(run, overwrite=overwrite)
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
     revision, dirty = commit()
     record = {
         "schema": SCHEMA,
@@ -74,7 +70,8 @@ def create_fit(run: Path, config: FitRun, *, command: list[str], overwrite: bool
         "machine": machine(),
         "config": to_dict(config),
     }
-    write_atomically(run / "run.json", json.dumps(record, indent=1) + "\n")
+    with new_folder(run, overwrite=overwrite):
+        write_atomically(run / "run.json", json.dumps(record, indent=1) + "\n")
 
 
 def is_fit(run: Path) -> bool:

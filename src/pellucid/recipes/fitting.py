@@ -18,6 +18,7 @@ from pellucid.core.errors import PellucidError
 from pellucid.core.host import Host
 from pellucid.core.unit import Site
 from pellucid.data.activations import ActivationCache, ActivationSource, ActivationStream, Rows
+from pellucid.data.disk import sync
 from pellucid.dictionaries import Coder, settle
 from pellucid.recipes.dictionary import Fit, FitRun
 from pellucid.recipes.fit_folder import DictionaryRecord, read_record, with_figures, write_record
@@ -35,7 +36,6 @@ from pellucid.train.checkpoint import (
     optimizer_tensors,
     restore,
     save_checkpoint,
-    sync,
     weights,
 )
 from pellucid.train.held_out import held_out_figures, redundancy_figures
@@ -86,6 +86,7 @@ def fit_dictionaries(run: Path, prepared: PreparedFit, *, say: Say) -> bool:
     shared = _SharedRows(prepared.source, config)
     with explaining_full_disk(run):
         fits = [_Fitting.start(run / fit.name, fit, prepared, shared) for fit in config.fits]
+        shared.forget_first()
         try:
             _take_turns(fits)
         finally:
@@ -114,6 +115,7 @@ class _SharedRows:
         self._source, self._config = source, config
         self._device = pick_device(config.device)
         self._step, self._rows = -1, None
+        self._first: dict[Site, Tensor] | None = None
 
     def __call__(self, step: int) -> list[Rows]:
         if step != self._step or self._rows is None:
@@ -123,12 +125,18 @@ class _SharedRows:
             self._step, self._rows = step, replace(rows, x=x)
         return [self._rows]
 
-    def first(self, count: int) -> dict[Site, Tensor]:
-        """About ``count`` rows of the first steps at every site, to measure scales on."""
-        config = self._config
-        steps = max(1, min(count, self._source.rows) // config.batch)
-        parts = [self(step)[0] for step in range(steps)]
-        return {site: torch.cat([part.x[site] for part in parts]) for site in config.sites}
+    def first(self) -> dict[Site, Tensor]:
+        """Rows of the first steps at every site, to measure scales on; gathered once for all."""
+        if self._first is None:
+            config = self._config
+            steps = max(1, min(config.settle_rows, self._source.rows) // config.batch)
+            parts = [self(step)[0] for step in range(steps)]
+            self._first = {s: torch.cat([part.x[s] for part in parts]) for s in config.sites}
+        return self._first
+
+    def forget_first(self) -> None:
+        """Give the memory of those rows back, when every dictionary has begun."""
+        self._first = None
 
 
 @dataclass
@@ -151,9 +159,10 @@ class _Fitting:
         optimizer = fit_optimizer(coder, fit, config)
         begun = 0
         if list_checkpoints(folder):
+            prepared.source.expect(model=read_record(folder).model)
             begun = _resume(folder, coder, optimizer)
         else:
-            rows = shared.first(config.settle_rows)
+            rows = shared.first()
             settle(coder, rows[coder.spec.reads], rows[coder.spec.writes])
             write_record(folder, _record(fit, config, prepared.source))
             (folder / "metrics.jsonl").unlink(missing_ok=True)

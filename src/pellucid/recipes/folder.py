@@ -15,7 +15,8 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,10 @@ import torch
 
 from pellucid.core.config import from_dict, read_json, to_dict
 from pellucid.core.errors import RunError
+from pellucid.data.disk import write_atomically
 from pellucid.data.text import one_line
 from pellucid.recipes.language import LanguageRun
-from pellucid.train.checkpoint import step_of, write_atomically
+from pellucid.train.checkpoint import step_of
 
 SCHEMA = 1
 FIELDS = ("schema", "kind", "recipe", "command", "config")
@@ -61,24 +63,31 @@ def check_new(run: Path, *, overwrite: bool) -> None:
         )
 
 
-def create_run(
-    run: Path, config: LanguageRun, *, recipe: str, command: list[str], overwrite: bool
-) -> None:
-    """Make a new run folder; an existing one is a ``RunError`` unless it is to be replaced."""
+@contextmanager
+def new_folder(run: Path, *, overwrite: bool) -> Iterator[None]:
+    """An empty run folder to write into, or none where the disk refuses: then a ``RunError``."""
     check_new(run, overwrite=overwrite)
     if run.exists():
         shutil.rmtree(run)
-    environment = json.dumps(_environment(config), indent=1) + "\n"
     try:
         run.mkdir(parents=True)
-        write_run(run, config, recipe=recipe, command=command)
-        write_atomically(run / "environment.json", environment)
+        yield
     except OSError as error:
         shutil.rmtree(run, ignore_errors=True)
         raise RunError(
             f"{run}: cannot be made: {error.strerror or one_line(error)}; free some space or "
             "choose another --run"
         ) from None
+
+
+def create_run(
+    run: Path, config: LanguageRun, *, recipe: str, command: list[str], overwrite: bool
+) -> None:
+    """Make a new run folder; an existing one is a ``RunError`` unless it is to be replaced."""
+    environment = json.dumps(_environment(config), indent=1) + "\n"
+    with new_folder(run, overwrite=overwrite):
+        write_run(run, config, recipe=recipe, command=command)
+        write_atomically(run / "environment.json", environment)
 
 
 def write_run(run: Path, config: LanguageRun, *, recipe: str, command: list[str]) -> None:

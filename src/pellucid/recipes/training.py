@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pellucid.core.config import to_dict
 from pellucid.core.errors import RunError
+from pellucid.data.disk import sync
 from pellucid.data.packing import Batch, Corpus
 from pellucid.models.hf_files import export_pretrained
 from pellucid.models.transformer import Transformer
@@ -25,7 +26,6 @@ from pellucid.train.checkpoint import (
     optimizer_tensors,
     restore,
     save_checkpoint,
-    sync,
     weights,
 )
 from pellucid.train.evaluate import evaluate

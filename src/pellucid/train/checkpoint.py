@@ -8,7 +8,6 @@ after that, so a run killed at any instant leaves the previous checkpoint whole;
 removed loses its name first. ``state.json`` holds the checksums of all three files.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -26,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pellucid.core.errors import CheckpointError
+from pellucid.data.disk import FULL_DISK, checksum, sync, write_atomically
 
 SCHEMA = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,34 +184,6 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(found[name])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file aside, sync it and rename it into place."""
-    aside = path.with_name(f".writing_{path.name}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Force a file or a folder's entries to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder(run: Path, name: str | None) -> Path:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pellucid.core.errors import DataError
-from pellucid.data.activations import files
-from pellucid.data.activations.files import append, cut, disk_errors, sha256, write_atomically
+from pellucid.data.activations.files import append, cut, disk_errors
 
 
 def test_rows_are_appended_in_their_own_bytes(tmp_path: Path) -> None:
@@ -34,38 +33,6 @@ def test_cutting(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected at least 5 bytes, found 4; .* overwrite"):
         cut(path, 5)
     assert path.read_bytes() == b"abcd"
-
-
-def test_a_file_and_a_folder_are_forced_to_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda fd: forced.append(os.readlink(f"/proc/self/fd/{fd}")))
-    write_atomically(tmp_path / "x", "one")
-    assert forced == [str(tmp_path / ".writing_x"), str(tmp_path)]
-
-
-def test_checksum(tmp_path: Path) -> None:
-    """The SHA-256 of "abc", from FIPS 180-2."""
-    (tmp_path / "x").write_bytes(b"abc")
-    assert sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
-
-
-def test_an_atomic_write_replaces_or_leaves_all_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x"
-    write_atomically(path, "one")
-    write_atomically(path, "two")
-    assert path.read_text() == "two"
-
-    def refuse(_: Path) -> None:
-        raise OSError(errno.EIO, "no")
-
-    monkeypatch.setattr(files, "sync", refuse)
-    with pytest.raises(OSError, match="no"):
-        write_atomically(path, "three")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x", "two")]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -10,7 +10,7 @@ import pytest
 
 from pellucid.core.errors import DataError
 from pellucid.data.activations.config import HarvestConfig, Origin
-from pellucid.data.activations.files import append, sha256
+from pellucid.data.activations.files import append
 from pellucid.data.activations.manifest import (
     HELDOUT,
     MANIFEST,
@@ -42,7 +42,7 @@ def manifest(tmp_path: Path, origin: Origin) -> CacheManifest:
         names = shard_files(origin, split, number)
         for name, size in zip(names, (12, 12, 8)):
             append(tmp_path / name, np.full((rows, size), number, dtype=np.uint8))
-        return Shard(rows=rows, sha256=tuple(sha256(tmp_path / name) for name in names))
+        return Shard(rows=rows, sha256=tuple(checksum(tmp_path / name) for name in names))
 
     append(tmp_path / HELDOUT, np.zeros((3, 2, 8), dtype=np.int32))
     manifest = CacheManifest(
@@ -50,7 +50,7 @@ def manifest(tmp_path: Path, origin: Origin) -> CacheManifest:
         nonfinite={"a:out": 0, "b:in": 1},
         train=(shard("train", 0, 5), shard("train", 1, 3)),
         validation=(shard("validation", 0, 4),),
-        heldout=HeldOutFile(windows=3, num_bytes=99, sha256=sha256(tmp_path / HELDOUT)),
+        heldout=HeldOutFile(windows=3, num_bytes=99, sha256=checksum(tmp_path / HELDOUT)),
     )
     write_manifest(tmp_path, manifest)
     return manifest
@@ -128,6 +128,6 @@ def test_an_empty_shard_is_sound(tmp_path: Path, manifest: CacheManifest) -> Non
     origin = manifest.origin
     for name in shard_files(origin, "train", 2):
         append(tmp_path / name, np.zeros((0, 1)))
-    sums = tuple(sha256(tmp_path / name) for name in shard_files(origin, "train", 2))
+    sums = tuple(checksum(tmp_path / name) for name in shard_files(origin, "train", 2))
     train = (*manifest.train, Shard(rows=0, sha256=sums))
     verify_files(tmp_path, dataclasses.replace(manifest, train=train), checksums=True)

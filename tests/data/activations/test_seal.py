@@ -8,7 +8,7 @@ import pytest
 
 from pellucid.core.errors import DataError
 from pellucid.data.activations.config import HarvestConfig, Origin
-from pellucid.data.activations.files import append, sha256
+from pellucid.data.activations.files import append
 from pellucid.data.activations.heldout import held_out_table
 from pellucid.data.activations.manifest import (
     HELDOUT,
@@ -57,7 +57,7 @@ def test_a_sealed_folder_is_a_cache(
     assert read_manifest(tmp_path) == manifest
     verify_files(tmp_path, manifest, checksums=True)
     assert [shard.rows for shard in manifest.train] == [23, 20]
-    assert manifest.train[1].sha256[2] == sha256(tmp_path / "train.00001.site1.bin")
+    assert manifest.train[1].sha256[2] == checksum(tmp_path / "train.00001.site1.bin")
     assert manifest.nonfinite == {"a:out": 0, "b:in": 3}
     assert told == [
         ("checksums of train", 1, 2),

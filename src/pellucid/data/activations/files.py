@@ -1,8 +1,5 @@
-"""Raw files that outlive a crash: appended to, cut back, synced, hashed."""
+"""Raw files that rows are appended to, and what the system refuses told in one line."""
 
-import errno
-import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.core.errors import DataError
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from pellucid.data.disk import FULL_DISK
 
 
 def append(path: Path, rows: np.ndarray) -> None:
@@ -30,34 +26,6 @@ def cut(path: Path, size: int) -> None:
                 "cannot go on, start it again with overwrite"
             )
         file.truncate(size)
-
-
-def sync(path: Path) -> None:
-    """Force a file's bytes, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file aside, sync it, rename it into place."""
-    aside = path.with_name(f".writing_{path.name}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from pathlib import Path
 from pellucid.core.config import from_dict, to_dict
 from pellucid.core.errors import ConfigError, DataError
 from pellucid.data.activations.config import Origin
-from pellucid.data.activations.files import sha256
 from pellucid.data.activations.sealed import AGAIN, read_sealed, write_sealed
+from pellucid.data.disk import checksum
 
 MANIFEST = "manifest.json"
 HELDOUT = "heldout.bin"
@@ -93,7 +93,7 @@ def verify_files(out: Path, manifest: CacheManifest, *, checksums: bool) -> None
 
     Errors: a ``DataError`` names the first file that is missing, truncated or altered.
     """
-    for path, size, checksum in _expected(out, manifest):
+    for path, size, expected in _expected(out, manifest):
         if not path.exists():
             raise DataError(f"{path}: no such file, though the manifest lists it; {AGAIN}")
         found = path.stat().st_size
@@ -101,9 +101,9 @@ def verify_files(out: Path, manifest: CacheManifest, *, checksums: bool) -> None
             raise DataError(
                 f"{path}: truncated or altered: expected {size} bytes, found {found}; {AGAIN}"
             )
-        if checksums and (digest := sha256(path)) != checksum:
+        if checksums and (digest := checksum(path)) != expected:
             raise DataError(
-                f"{path}: altered: expected sha256 {checksum[:12]}…, found {digest[:12]}…; {AGAIN}"
+                f"{path}: altered: expected sha256 {expected[:12]}…, found {digest[:12]}…; {AGAIN}"
             )
 
 
@@ -112,8 +112,8 @@ def _expected(out: Path, manifest: CacheManifest) -> Iterator[tuple[Path, int, s
     for split, shards in (("validation", manifest.validation), ("train", manifest.train)):
         for number, shard in enumerate(shards):
             names = shard_files(manifest.origin, split, number)
-            for name, width, checksum in zip(names, row_bytes, shard.sha256, strict=True):
-                yield out / name, shard.rows * width, checksum
+            for name, width, expected in zip(names, row_bytes, shard.sha256, strict=True):
+                yield out / name, shard.rows * width, expected
     heldout = manifest.heldout
     size = heldout.windows * 2 * manifest.origin.config.context * 4
     yield out / HELDOUT, size, heldout.sha256

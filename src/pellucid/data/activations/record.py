@@ -11,9 +11,9 @@ from pathlib import Path
 from pellucid.core.config import from_dict, to_dict
 from pellucid.core.errors import ConfigError, DataError
 from pellucid.data.activations.config import Origin, check_same
-from pellucid.data.activations.files import sync
 from pellucid.data.activations.manifest import MANIFEST, read_manifest
 from pellucid.data.activations.sealed import AGAIN, read_sealed, write_sealed
+from pellucid.data.disk import sync
 
 RECORD = "harvest.json"
 

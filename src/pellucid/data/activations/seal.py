@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pellucid.core.errors import DataError
 from pellucid.data.activations.config import Origin
-from pellucid.data.activations.files import append, cut, sha256, sync
+from pellucid.data.activations.files import append, cut
 from pellucid.data.activations.heldout import held_out_bytes, held_out_table
 from pellucid.data.activations.manifest import (
     HELDOUT,
@@ -16,6 +16,7 @@ from pellucid.data.activations.manifest import (
 )
 from pellucid.data.activations.record import RECORD, HarvestRecord
 from pellucid.data.activations.windows import Windows
+from pellucid.data.disk import checksum, sync
 from pellucid.data.survey import Progress
 
 
@@ -44,7 +45,7 @@ def seal(
         heldout=HeldOutFile(
             windows=len(table),
             num_bytes=held_out_bytes(heldout),
-            sha256=sha256(out / HELDOUT),
+            sha256=checksum(out / HELDOUT),
         ),
     )
     write_manifest(out, manifest)
@@ -58,7 +59,7 @@ def _shards(
     shards: list[Shard] = []
     for number, count in enumerate(rows):
         names = shard_files(origin, split, number)
-        shards.append(Shard(rows=count, sha256=tuple(sha256(out / name) for name in names)))
+        shards.append(Shard(rows=count, sha256=tuple(checksum(out / name) for name in names)))
         if progress is not None:
             progress(f"checksums of {split}", number + 1, len(rows))
     return tuple(shards)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid.core.config import read_json
 from pellucid.core.errors import ConfigError, DataError
-from pellucid.data.activations.files import write_atomically
+from pellucid.data.disk import write_atomically
 
 FORMAT = 1
 SEAL = "sha256"

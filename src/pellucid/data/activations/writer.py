@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.data.activations.config import Origin
-from pellucid.data.activations.files import append, cut, sync
+from pellucid.data.activations.files import append, cut
 from pellucid.data.activations.manifest import shard_files
 from pellucid.data.activations.reader import Block
+from pellucid.data.disk import sync
 
 SYNCS = 64
 
