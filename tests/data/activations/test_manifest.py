@@ -23,6 +23,7 @@ from pellucid.data.activations.manifest import (
     write_manifest,
 )
 from pellucid.data.activations.sealed import FORMAT, write_sealed
+from pellucid.data.disk import checksum
 
 FILES = ("validation.00000.site1.bin", "train.00000.rows.bin", "train.00001.site0.bin", HELDOUT)
 

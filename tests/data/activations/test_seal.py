@@ -20,6 +20,7 @@ from pellucid.data.activations.manifest import (
 from pellucid.data.activations.record import RECORD, HarvestRecord, write_record
 from pellucid.data.activations.seal import seal
 from pellucid.data.activations.windows import Windows, validation_windows
+from pellucid.data.disk import checksum
 from pellucid.data.store import Corpus
 
 
