@@ -3,6 +3,8 @@
 A block begins with ``<!-- KIND: NAME -->``, ends with ``<!-- end -->``, and is made from
 
     table    docs/results/NAME.json: one row per architecture and k, means over seeds
+    fits     docs/results/dictionaries.json: the experiment and source that NAME joins by a dot, and
+             a k if there are several, one row per comparison and arm
     help     what ``pellucid NAME --help`` prints
     configs  the config NAME and every config it holds: fields, types, defaults
 
@@ -29,12 +31,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
 PAGES = ("README.md", "docs/*.md", "docs/results/*.md")
-BLOCK = re.compile(r"(<!-- (\w+): ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (\w+): ([\w.+-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HELP_COLUMNS = 96
 NOTHING = "–"  # the cell of what was not measured
 
+EMPTY = "*Nothing has been measured yet.*"
+
 Record = dict[str, Any]
+Column = tuple[str, Callable[[list[Record]], str]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +66,8 @@ def pages() -> list[Path]:
 def fill(text: str) -> str:
     """The page with every block made anew; an unknown kind is an error."""
     makers: dict[str, Callable[[str], str]] = {
-        "table": lambda name: table(read_records(ROOT / "docs" / "results" / f"{name}.json")),
+        "table": lambda name: table(read_records(RESULTS / f"{name}.json")),
+        "fits": lambda name: fits(read_records(RESULTS / "dictionaries.json"), *name.split(".")),
         "help": help_text,
         "configs": configs,
     }
@@ -75,8 +82,9 @@ def read_records(path: Path) -> list[Record]:
 
 
 # Heading, and the cell of one group of records that differ in their seed only.
-COLUMNS: tuple[tuple[str, Callable[[list[Record]], str]], ...] = (
+COLUMNS: tuple[Column, ...] = (
     ("architecture", lambda g: str(g[0]["slot"])),
+    ("precision", lambda g: str(g[0].get("precision") or NOTHING)),
     ("k", lambda g: str(g[0]["k"] or NOTHING)),
     ("bits per byte", lambda g: spread(g, "val_bpb", "{:.3f}")),
     ("L0", lambda g: cell(mean(g, "l0"), "{:.0f}")),
@@ -94,17 +102,115 @@ COLUMNS: tuple[tuple[str, Callable[[list[Record]], str]], ...] = (
 
 
 def table(records: Sequence[Record]) -> str:
-    """One row per architecture and k: its longest runs at their best learning rate."""
+    """One row per architecture, precision and k: its longest runs at their best learning rate."""
     if not records:
-        return "*Nothing has been measured yet.*"
-    arms: dict[tuple[str, str, int], list[Record]] = {}
-    for record in records:
-        arms.setdefault((record["preset"], record["slot"], record["k"] or 0), []).append(record)
-    groups = [best_group(arm) for arm in arms.values()]
+        return EMPTY
+    arms = grouped(records, ("preset", "slot", "precision", "k"))
+    groups = [best_group(arm) for arm in arms]
     rows = sorted(groups, key=lambda g: (math.isnan(mean(g, "val_bpb")), mean(g, "val_bpb")))
-    headings = [heading for heading, _ in COLUMNS]
-    rule = ["---", *["---:"] * (len(COLUMNS) - 1)]
-    cells = [[cell(group) for _, cell in COLUMNS] for group in rows]
+    return markdown(COLUMNS, rows)
+
+
+# The same for dictionaries; a column that no group of a table fills is left out.
+FIT_COLUMNS: tuple[Column, ...] = (
+    ("matched on", lambda g: MATCHED[g[0]["matched_on"]]),
+    ("dictionary", lambda g: str(g[0]["dictionary"])),
+    ("s", lambda g: str(g[0]["nonzeros"] or NOTHING)),
+    ("balance", lambda g: cell(mean(g, "balance"), "{:g}")),
+    ("codes by", lambda g: str(g[0]["inference"])),
+    ("latents", lambda g: str(g[0]["latents"])),
+    ("evaluated", lambda g: str(g[0]["active_candidates"])),
+    ("encoder MACs", lambda g: si(mean(g, "encoder_macs"))),
+    ("values", lambda g: si(mean(g, "stored_values"))),
+    ("FVU", lambda g: spread(g, "fvu", "{:.3f}")),
+    ("CE recovered", lambda g: spread(g, "ce_recovered", "{:.3f}")),
+    ("MCC", lambda g: spread(g, "mcc", "{:.3f}")),
+    ("MCC by chance", lambda g: cell(mean(g, "mcc_chance"), "{:.3f}")),
+    ("F1", lambda g: spread(g, "f1", "{:.3f}")),
+    ("L0", lambda g: cell(mean(g, "l0"), "{:.1f}")),
+    ("dead", lambda g: cell(mean(g, "dead_fraction"), "{:.1%}")),
+    ("twins > .7", lambda g: cell(mean(g, "redundancy_70"), "{:.1%}")),
+    ("> .8", lambda g: cell(mean(g, "redundancy_80"), "{:.1%}")),
+    ("> .9", lambda g: cell(mean(g, "redundancy_90"), "{:.1%}")),
+    ("R_OMP", lambda g: cell(mean(g, "r_omp"), "{:.3g}")),
+    ("seconds", lambda g: cell(mean(g, "seconds"), "{:.0f}")),
+    ("peak MB", lambda g: cell(mean(g, "peak_mb"), "{:.0f}")),
+    ("rate", lambda g: cell(mean(g, "rate"), "{:g}")),
+    ("seeds", lambda g: str(len({r["seed"] for r in g}))),
+)
+MATCHED = {
+    None: NOTHING,
+    "latents": "all latents",
+    "active": "evaluated latents",
+    "encoder_macs": "encoder MACs",
+}
+# Arms whose FVU others are compared with, seed by seed.
+REFERENCES = ("topk", "switch")
+
+
+def fits(records: Sequence[Record], experiment: str, source: str, k: str | None = None) -> str:
+    """The arms of one experiment on one source, those of one comparison together, best first."""
+    chosen = [
+        record
+        for record in records
+        if record["experiment"] in experiment.split("+")
+        and record["source"] == source
+        and (k is None or record["k"] == float(k))
+    ]
+    if not chosen:
+        return EMPTY
+    names = ("matched_on", "dictionary", "latents", "nonzeros", "balance", "inference")
+    order = list(MATCHED)
+    rows = sorted(
+        grouped(chosen, names),
+        key=lambda g: (order.index(g[0]["matched_on"]), g[0]["inference"], mean(g, "fvu")),
+    )
+    against: list[Column] = [
+        (f"FVU against {name}", lambda g, name=name: difference(g, chosen, name))
+        for name in REFERENCES
+        if any(r["dictionary"] == name and r["matched_on"] is not None for r in chosen)
+    ]
+    place = 1 + [heading for heading, _ in FIT_COLUMNS].index("FVU")
+    columns = [*FIT_COLUMNS[:place], *against, *FIT_COLUMNS[place:]]
+    filled = [c for c in columns if any(c[1](group) != NOTHING for group in rows)]
+    same = {c[0] for c in filled if len({c[1](g) for g in rows}) == 1} & {"codes by", "balance"}
+    return markdown([c for c in filled if c[0] not in same], rows)
+
+
+def difference(group: Sequence[Record], records: Sequence[Record], name: str) -> str:
+    """How far the FVU of a group lies from that of an arm of the same seeds and comparison.
+
+    In percent of the other, with the 95 % interval of the paired differences.
+    """
+    from pellucid.stats.intervals import seed_interval
+
+    other = {
+        r["seed"]: r["fvu"]
+        for r in records
+        if (r["dictionary"], r["matched_on"], r["inference"])
+        == (name, group[0]["matched_on"], group[0]["inference"])
+    }
+    paired = [100 * (r["fvu"] / other[r["seed"]] - 1) for r in group if r["seed"] in other]
+    if group[0]["dictionary"] == name or not paired:
+        return NOTHING
+    found = seed_interval(paired)
+    width = f" ± {found.half_width:.1f}" if math.isfinite(found.half_width) else ""
+    return f"{found.mean:+.1f}{width} %"
+
+
+def grouped(records: Sequence[Record], names: Sequence[str]) -> list[list[Record]]:
+    """Records that agree in all the names, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record.get(name) for name in names), []).append(record)
+    return list(groups.values())
+
+
+def markdown(columns: Sequence[Column], rows: Sequence[list[Record]]) -> str:
+    """A table with a line for each group of records."""
+    headings = [heading for heading, _ in columns]
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    cells = [[cell(group) for _, cell in columns] for group in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *cells])
 
 

@@ -295,7 +295,8 @@ def test_every_record_field_is_explained() -> None:
 def record(**changes: object) -> dict[str, object]:
     """A made-up record of a 2-seed arm."""
     plain = dict.fromkeys(RECORD_FIELDS, 1.0) | {"slot": "pools", "preset": "tiny", "k": 12}
-    return plain | {"tokens": 4_000_000, "lr": 0.003, "seed": 0, "val_bpb": 2.0} | changes
+    plain |= {"tokens": 4_000_000, "lr": 0.003, "seed": 0, "val_bpb": 2.0, "precision": "bf16"}
+    return plain | changes
 
 
 def test_table_takes_the_longest_runs_at_the_best_rate(build: ModuleType) -> None:
@@ -340,6 +341,62 @@ def test_one_seed_of_two_measured_is_its_own_mean(build: ModuleType) -> None:
     lines = [line.strip("| ").split(" | ") for line in build.table(records).splitlines()]
     row = dict(zip(lines[0], lines[2]))
     assert (row["bits per byte"], row["L0"], row["seeds"]) == ("2.000", "3", "2")
+
+
+def test_another_precision_is_another_row(build: ModuleType) -> None:
+    records = [record(precision="bf16"), record(precision="fp32", val_bpb=1.9)]
+    lines = [line.strip("| ").split(" | ") for line in build.table(records).splitlines()]
+    rows = [dict(zip(lines[0], cells)) for cells in lines[2:]]
+    assert [(row["precision"], row["seeds"]) for row in rows] == [("fp32", "1"), ("bf16", "1")]
+
+
+def fit(dictionary: str, **changes: object) -> dict[str, object]:
+    """A made-up record of a fit in a comparison."""
+    plain = {
+        "experiment": "routing",
+        "source": "lm",
+        "dictionary": dictionary,
+        "matched_on": "latents",
+        "inference": "encoder",
+        "latents": 64,
+        "active_candidates": 64,
+        "k": 8,
+        "nonzeros": None,
+        "balance": None,
+        "seed": 0,
+        "fvu": 0.1,
+        "mcc": None,
+    }
+    return plain | changes
+
+
+def test_fits_are_compared_seed_by_seed(build: ModuleType) -> None:
+    """Ratios of 1.1 and 1.2 differ by 15 % on average, ± 12.706 · 5 with one degree of freedom."""
+    records = [
+        fit("topk"),
+        fit("topk", seed=1, fvu=0.2),
+        fit("scale", fvu=0.11),
+        fit("scale", seed=1, fvu=0.24),
+        fit("scale", k=32, fvu=9.0),
+        fit("scale", matched_on="active", fvu=9.0),
+        fit("scale", experiment="balance", fvu=9.0),
+        fit("scale", source="flat", fvu=9.0),
+    ]
+    lines = [
+        line.strip("| ").split(" | ")
+        for line in build.fits(records, "routing", "lm", "8").splitlines()
+    ]
+    rows = [dict(zip(lines[0], cells)) for cells in lines[2:]]
+    assert [(row["matched on"], row["dictionary"]) for row in rows] == [
+        ("all latents", "topk"),
+        ("all latents", "scale"),
+        ("evaluated latents", "scale"),
+    ]
+    assert [row["FVU"] for row in rows] == ["0.150 ± 0.050", "0.175 ± 0.065", "9.000"]
+    assert [row["FVU against topk"] for row in rows] == ["–", "+15.0 ± 63.5 %", "–"]
+    # What no arm of this table has is no column.
+    assert not {"MCC", "s", "codes by", "FVU against switch"} & set(lines[0])
+    assert build.fits(records, "routing", "tree") == build.EMPTY
 
 
 def test_no_records_make_no_table(build: ModuleType) -> None:

@@ -29,6 +29,16 @@ def test_a_table_of_all_dictionaries(cli, activations: Path, tmp_path: Path):
     assert "6/6" in listed.out
 
 
+def test_sparse_rows_are_told_with_what_they_prove(cli, activations: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    answer = cli("fit", activations, "--dictionary", "expander", "--run", run, *SMALL)
+    assert answer.code == 0, answer.err
+    figures = read_record(run / "expander").figures
+    said = answer.out.splitlines()[-1]
+    assert said.startswith(f"expander: flatness {figures['beta']:.2f}, R_id {figures['r_id']:.3g}")
+    assert "no certificate" in said
+
+
 def test_a_killed_run_is_resumed(cli, activations: Path, tmp_path: Path):
     run = tmp_path / "run"
     asked = ("--dictionary", "topk", "--run", run, "--checkpoint-every", "2")

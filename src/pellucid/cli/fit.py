@@ -13,6 +13,10 @@ from pellucid.cli.progress import note_progress, say
 from pellucid.cli.table import table
 from pellucid.recipes.fit_request import FitRequest
 
+CERTIFICATE = (
+    "{name}: flatness {beta:.2f}, R_id {r_id:.3g}, R_OMP {r_omp:.3g}; at 1 or above sparse codes "
+    "have no certificate of being identified"
+)
 SHOWN = ("fvu", "ce_recovered", "l0", "dead", "silent", "dense_1", "redundancy_90")
 
 
@@ -67,4 +71,7 @@ def told(run: Path, done: bool) -> int:
     found = final_figures(run).items()
     rows = [[name, *(figures.get(shown) for shown in SHOWN)] for name, figures in found]
     print(table(["dictionary", *SHOWN], rows))
+    for name, figures in found:
+        if "r_omp" in figures:
+            print(CERTIFICATE.format(name=name, **figures))
     return 0

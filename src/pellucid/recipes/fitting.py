@@ -20,6 +20,7 @@ from pellucid.core.unit import Site
 from pellucid.data.activations import ActivationCache, ActivationSource, ActivationStream, Rows
 from pellucid.data.disk import sync
 from pellucid.dictionaries import Coder, settle
+from pellucid.dictionaries.certificate import certificate_figures
 from pellucid.recipes.dictionary import Fit, FitRun
 from pellucid.recipes.fit_folder import DictionaryRecord, read_record, with_figures, write_record
 from pellucid.recipes.fit_loop import fit_loop, fit_optimizer
@@ -262,6 +263,7 @@ def _finish(prepared: PreparedFit, fits: list[_Fitting], say: Say) -> None:
         coder = fit.coder.eval()
         figures = dict(_figures(coder, prepared, None, device))
         found = {name.removeprefix("val/"): value for name, value in figures.items()}
+        found |= certificate_figures(fit.coder)
         missing: dict[str, str] = {}
         if host is None:
             missing["ce_recovered"] = reason

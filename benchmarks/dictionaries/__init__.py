@@ -1,0 +1,1 @@
+"""Dictionaries under matched conditions; see ``__main__``."""
