@@ -1,7 +1,10 @@
 """Fitting dictionaries: paired rows, exact resume, scoring inside the model, refusals."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,3 +295,36 @@ def test_rows_to_measure_scales_on_are_read_once_for_all(harvested: Path, tmp_pa
     fit_dictionaries(tmp_path / "run", prepared, say=lambda _: None)
     # 64 rows are four batches of 16, then the six steps of all three.
     assert asked == [*range(4), *range(STEPS)]
+
+
+ONE_FIT = """
+import resource, sys
+from pellucid.cli import main
+code = main(["fit", *sys.argv[1:]])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak * (1 if sys.platform == "darwin" else 1024))
+sys.exit(code)
+"""
+
+
+def test_memory_does_not_grow_with_the_rows_fitted(harvested: Path, tmp_path: Path):
+    """Five batches of 4,096 rows of 64 bytes, and 500 of them: 130 MB more, were they held."""
+
+    def peak(steps: int) -> int:
+        asked = ["--dictionary", "topk", "--latents", "32", "--k", "3", "--site", OUT]
+        asked += ["--tokens", str(4096 * steps), "--batch", "4096", "--device", "cpu"]
+        asked += ["--run", str(tmp_path / str(steps)), "--evaluate-every", str(steps)]
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_FIT, str(harvested), *asked],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.split()[-1])
+
+    few, many = peak(5), peak(500)
+    assert read_record(tmp_path / "500" / "topk").figures["fvu"] > 0
+    # An allocator keeps some of what it was given back.
+    assert many - few < 30e6
