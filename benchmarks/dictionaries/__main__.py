@@ -155,7 +155,9 @@ def _run_all(arms: list[Arm], args: argparse.Namespace, name: str, *, steps: int
         score_rows=args.score,
         windows=args.windows,
     )
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by every process that begins from here on
+    # Read by every process that begins from here on; large pages as the commands use them.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Every fit begins in a process that has done nothing but import: its peak memory is its own.
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["benchmarks.dictionaries.fit"])

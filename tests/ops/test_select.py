@@ -111,7 +111,7 @@ def test_batch_topk_keeps_no_more_than_its_share_even_in_a_tie(rows, columns, k,
 
 @given(st.integers(1, 4), st.integers(30, 60), st.integers(1, 3), st.integers(0, 99))
 def test_a_row_may_hold_far_more_than_its_share(rows, columns, k, seed):
-    # All that is strong lies in one row, far beyond the first look of 4 k.
+    # All that is strong lies in one row, far beyond its share of k.
     torch.manual_seed(seed)
     strength = torch.rand(rows, columns)
     strength[0] += 10
@@ -122,6 +122,31 @@ def test_a_row_may_hold_far_more_than_its_share(rows, columns, k, seed):
     mask.scatter_(1, unit, kept)
     assert torch.equal(mask.flatten(), expected)
     assert unit.shape[1] == kept.sum(1).max()
+
+
+@pytest.mark.parametrize("order", ["random", "sorted", "periodic", "tied", "few"])
+def test_large_batches_are_ranked_exactly_wherever_the_strong_entries_lie(order):
+    """A sample guesses what need not be ranked; ``periodic`` misleads it both ways."""
+    rows, columns, k = 600, 305, 7  # 305 is a multiple of the sample's stride
+    strength = torch.randn(rows, columns)
+    match order:
+        case "sorted":
+            strength = strength.flatten().sort().values.view(rows, columns)
+        case "periodic":
+            strength[:, ::61] += 10  # the sample meets nothing else
+        case "tied":
+            strength = strength.round()
+        case "few":
+            strength -= 3.5
+    unit, kept = batch_topk(strength, k)
+    flat = strength.flatten()
+    amount = min(k * rows, int((flat > 0).sum()))
+    assert int(kept.sum()) == amount
+    found = strength.gather(1, unit)[kept].sort(descending=True).values
+    assert torch.equal(found, flat.sort(descending=True).values[:amount])
+    assert batch_threshold(strength, k) == found[-1]
+    pairs = torch.arange(rows)[:, None].expand_as(unit)[kept] * columns + unit[kept]
+    assert pairs.unique().numel() == amount
 
 
 def _leaves(*values):

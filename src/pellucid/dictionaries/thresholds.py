@@ -82,25 +82,23 @@ class JumpReLUGate(Gate):
         self.threshold = nn.Parameter(torch.full((num,), config.threshold))
 
     def forward(self, rows: AtomRows, z: Float[Tensor, "B d"], *, fit: bool) -> Latents:
-        unit = self._reached(rows, z) if fit and self.config.penalty != "tanh" else None
-        if unit is None:
-            pre, threshold = all_pre(rows, z, self.bias), self.threshold
-        else:
+        pre, threshold = all_pre(rows, z, self.bias), self.threshold
+        unit = self._reached(pre) if fit and self.config.penalty != "tanh" else None
+        if unit is not None:
             pre, threshold = some_pre(rows, z, self.bias, unit), self.threshold[unit]
         value = jump_relu(pre, threshold, self.config.bandwidth, to_input=self.config.ste_to_input)
         gate = (pre > threshold).to(pre.dtype)
         return Latents(unit=unit, gate=gate, act=pre, value=value, pre=pre)
 
     @torch.no_grad()
-    def _reached(self, rows: AtomRows, z: Float[Tensor, "B d"]) -> Int[Tensor, "B K"] | None:
+    def _reached(self, pre: Float[Tensor, "B n"]) -> Int[Tensor, "B K"] | None:
         """The latents within half a bandwidth below their thresholds or above them.
 
         No other latent has a value or a gradient. ``None`` where they are too many to list.
         """
-        pre = all_pre(rows, z, self.bias)
         reached = pre > self.threshold - self.config.bandwidth / 2
         most = int(reached.sum(-1).max()) if reached.numel() else 0
-        if most > rows.num // LISTED:
+        if most > pre.shape[-1] // LISTED:
             return None
         return reached.to(torch.uint8).topk(most, dim=-1).indices
 
