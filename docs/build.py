@@ -5,6 +5,7 @@ A block begins with ``<!-- KIND: NAME -->``, ends with ``<!-- end -->``, and is 
     table    docs/results/NAME.json: one row per architecture and k, means over seeds
     fits     docs/results/dictionaries.json: the experiment and source that NAME joins by a dot, and
              a k if there are several, one row per comparison and arm
+    record   docs/results/NAME.json, its only record, field by field
     help     what ``pellucid NAME --help`` prints
     configs  the config NAME and every config it holds: fields, types, defaults
 
@@ -68,6 +69,7 @@ def fill(text: str) -> str:
     makers: dict[str, Callable[[str], str]] = {
         "table": lambda name: table(read_records(RESULTS / f"{name}.json")),
         "fits": lambda name: fits(read_records(RESULTS / "dictionaries.json"), *name.split(".")),
+        "record": lambda name: one(read_records(RESULTS / f"{name}.json")),
         "help": help_text,
         "configs": configs,
     }
@@ -196,6 +198,20 @@ def difference(group: Sequence[Record], records: Sequence[Record], name: str) ->
     found = seed_interval(paired)
     width = f" ± {found.half_width:.1f}" if math.isfinite(found.half_width) else ""
     return f"{found.mean:+.1f}{width} %"
+
+
+def one(records: Sequence[Record]) -> str:
+    """A single record as a table of its numbers."""
+    if not records:
+        return EMPTY
+    (record,) = records
+    shown = {name: value for name, value in record.items() if not isinstance(value, bool | str)}
+    rows = [["figure", "value"], ["---", "---:"]]
+    rows += [
+        [name.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"]
+        for name, value in shown.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def grouped(records: Sequence[Record], names: Sequence[str]) -> list[list[Record]]:

@@ -226,3 +226,17 @@ def test_the_command_goes_on_with_what_has_no_record(bench, tmp_path: Path, monk
     main.main()
     assert [arm.name for arm in fitted] == [records[0]["fit"]]
     assert json.loads((tmp_path / main.RECORDS).read_text()) == records
+
+
+def test_a_million_latents_in_small(bench, tmp_path: Path, monkeypatch):
+    million = importlib.import_module("benchmarks.million_latents")
+    out = tmp_path / "record.json"
+    asked = ["--latents", "96", "--width", "16", "--k", "4", "--batch", "8", "--steps", "5"]
+    monkeypatch.setattr(sys, "argv", ["million_latents", *asked, "--out", str(out)])
+    million.main()
+    (record,) = json.loads(out.read_text())
+    # Values, gradients apart, with two moments each: 96 · 7 float32 thrice, and places of 2 bytes.
+    assert record["held_mb"] * 2**20 > 96 * 7 * (3 * 4 + 2)
+    assert record["held_mb"] < 3 * record["dense_values_mb"]
+    assert 0 < record["fvu"] < 10
+    assert record["seconds_per_step"] > 0

@@ -399,6 +399,15 @@ def test_fits_are_compared_seed_by_seed(build: ModuleType) -> None:
     assert build.fits(records, "routing", "tree") == build.EMPTY
 
 
+def test_one_record_is_told_field_by_field(build: ModuleType) -> None:
+    record = {"latents": 1_000_000, "peak_mb": 784.25, "dirty": False, "machine": "a"}
+    assert build.one([record]).splitlines()[2:] == [
+        "| latents | 1,000,000 |",
+        "| peak mb | 784.250 |",
+    ]
+    assert build.one([]) == build.EMPTY
+
+
 def test_no_records_make_no_table(build: ModuleType) -> None:
     assert build.table([]) == "*Nothing has been measured yet.*"
     assert build.read_records(ROOT / "docs" / "results" / "absent.json") == []

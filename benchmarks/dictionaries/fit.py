@@ -148,7 +148,7 @@ def fit_arm(arm: Arm, setting: Setting) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     source: Source = ModelSource(setting) if arm.source == LM else WorldSource(arm.source, setting)
     first = source.first(arm.seed)
-    base = _peak_mb()
+    base = peak_mb()
     coder = build(arm, source.site, source.width)
     settle(coder, first, first)
     if arm.pruned is not None:
@@ -159,7 +159,7 @@ def fit_arm(arm: Arm, setting: Setting) -> list[dict[str, Any]]:
         part.requires_grad_(False)
     del first
     seconds = _train(coder, arm, setting, source)
-    measured = {"seconds": seconds, "peak_mb": _peak_mb(), "base_mb": base}
+    measured = {"seconds": seconds, "peak_mb": peak_mb(), "base_mb": base}
     setting.work.mkdir(parents=True, exist_ok=True)
     save_file(weights(coder), setting.work / f"{arm.name}.safetensors")
     coder.eval()
@@ -240,7 +240,7 @@ def _as_float(rows: Rows) -> Rows:
     return replace(rows, x={site: tensor.float() for site, tensor in rows.x.items()})
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """The most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -35,7 +35,8 @@ def test_sparse_rows_are_told_with_what_they_prove(cli, activations: Path, tmp_p
     assert answer.code == 0, answer.err
     figures = read_record(run / "expander").figures
     said = answer.out.splitlines()[-1]
-    assert said.startswith(f"expander: flatness {figures['beta']:.2f}, R_id {figures['r_id']:.3g}")
+    flat, expansion = figures["beta"], figures["epsilon_2k"]
+    assert said.startswith(f"expander: flatness {flat:.2f}, expansion at 2k {expansion:.2f}, R_id")
     assert "no certificate" in said
 
 

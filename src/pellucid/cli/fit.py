@@ -14,8 +14,8 @@ from pellucid.cli.table import table
 from pellucid.recipes.fit_request import FitRequest
 
 CERTIFICATE = (
-    "{name}: flatness {beta:.2f}, R_id {r_id:.3g}, R_OMP {r_omp:.3g}; at 1 or above sparse codes "
-    "have no certificate of being identified"
+    "{name}: flatness {beta:.2f}, expansion at 2k {epsilon_2k:.2f}, R_id {r_id:.3g}, "
+    "R_OMP {r_omp:.3g}; at 1 or above sparse codes have no certificate of being identified"
 )
 SHOWN = ("fvu", "ce_recovered", "l0", "dead", "silent", "dense_1", "redundancy_90")
 
