@@ -12,8 +12,10 @@ def _activity(
     slots: int = 1,
     tokens: tuple[int, ...] = (1000, 1000),
     shown: list[list[int]] | None = None,
+    parents: list[int] | None = None,
 ) -> PoolActivity:
     count = torch.tensor(fires)
+    spread = torch.tensor([9] * len(fires) if parents is None else parents)
     axes = (("pool", len(fires) // slots), ("slot", slots))
     return PoolActivity(
         spec=PoolSpec(
@@ -29,6 +31,7 @@ def _activity(
         fires=torch.stack(
             [count, torch.zeros_like(count) if shown is None else torch.tensor(shown)]
         ),
+        parents=torch.stack([spread, torch.zeros_like(spread)]),
         l0=1.0,
         effective_l0=1.0,
         map=None,
@@ -44,6 +47,17 @@ def test_most_selective_first_and_only_those_that_fire_enough():
     activity = _activity([[990, 10], [500, 500], [29, 0], [90, 10]])
     chosen = choose_units([activity], selective=3, controls=0)
     assert _units(chosen, control=False) == [(0, 0), (0, 3), (0, 1)]
+
+
+def test_what_fires_in_one_file_only_is_not_shown_while_there_is_more():
+    # Unit 0 is the most selective, and the same burst made it so.
+    activity = _activity([[990, 0], [90, 10], [60, 40]], parents=[3, 4, 4])
+    chosen = choose_units([activity], selective=1, controls=1)
+    assert _units(chosen, control=False) == [(0, 1)]
+    assert _units(chosen, control=True) == [(0, 2)]
+    # A page that would be short takes it after all.
+    chosen = choose_units([activity], selective=2, controls=1)
+    assert _units(chosen, control=False) == [(0, 0), (0, 1)]
 
 
 def test_the_other_half_has_no_say():

@@ -37,7 +37,17 @@ def test_by_hand(pool):
     assert tally.effective == 6
     assert tally.mass.tolist() == [[3.0, 9.0], [0.0, 0.0], [1.0, 5.0]]
     assert tally.used.tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+    assert tally.parents.tolist() == [[1, 1, 1, 1], [1, 0, 1, 0]]
     assert torch.cat(tally.choices).tolist() == [0, 1, 1, -1]
+
+
+def test_a_parent_counts_once_however_its_rows_come(make_pool):
+    tally = Tally(make_pool(torch.eye(3)), domains=1, parents=4, device="cpu")
+    # Unit 0 fires in parents 0, 1 and 0 again; parent 1 and parent 3 are of the other half.
+    tally.add(torch.eye(3)[[0, 0, 1]], _rows([0, 1, 1], [0] * 3, [0, 1, 1]))
+    assert tally.parents.tolist() == [[1, 0, 0], [1, 1, 0]]
+    tally.add(torch.eye(3)[[0, 0, 2]], _rows([0, 3, 2], [0] * 3, [0, 1, 0]))
+    assert tally.parents.tolist() == [[1, 0, 1], [2, 1, 0]]
 
 
 def test_one_axis_has_no_grains(make_pool):

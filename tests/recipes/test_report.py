@@ -32,6 +32,7 @@ def _pool(name: str = "blocks.0.ffn", given: float = 0.5, grains: int = 3) -> Po
         domains=("chess", "news"),
         tokens=torch.tensor([[600, 400], [500, 500]]),
         fires=torch.tensor([[[1, 0]] * (4 * grains), [[0, 0]] * (4 * grains)]),
+        parents=torch.tensor([[1] * (4 * grains), [0] * (4 * grains)]),
         l0=12.0,
         effective_l0=7.25,
         map=DomainMap(
@@ -205,6 +206,7 @@ def test_columns_are_sorted_by_the_domain_that_uses_them():
         domains=pool.domains,
         tokens=pool.tokens,
         fires=pool.fires,
+        parents=pool.parents,
         l0=1.0,
         effective_l0=1.0,
         map=found,

@@ -53,13 +53,15 @@ class DomainMap:
 class PoolActivity:
     """One pool on held-out text; ``map`` is None for a pool of one axis.
 
-    ``tokens`` and ``fires`` are counts by half of the parents (``explore.halves``) and domain.
+    ``tokens`` and ``fires`` are counts by half of the parents (``explore.halves``) and domain;
+    ``parents`` says in how many parents of a half a unit fired.
     """
 
     spec: PoolSpec
     domains: tuple[str, ...]
     tokens: Int[Tensor, "halves domains"]
     fires: Int[Tensor, "halves units domains"]
+    parents: Int[Tensor, "halves units"]
     l0: float
     effective_l0: float
     map: DomainMap | None
@@ -120,6 +122,7 @@ def measure_activity(
             domains=tuple(domains),
             tokens=count,
             fires=tally.fires,
+            parents=tally.parents,
             l0=tally.active / max(tally.rows, 1),
             effective_l0=tally.effective / max(tally.rows, 1),
             map=_domain_map(tally, seen, len(domains), min_occurrences, permutations, seed),

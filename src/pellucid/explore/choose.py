@@ -1,11 +1,13 @@
 """Which units a reader is shown: the most selective, and random ones as their control.
 
 Units are ranked by ``stats.selectivity`` on the first half of the documents, among those that
-fire there at least ``MIN_FIRES`` times. One pool or one easy domain would fill the page, so the
-ranking is gone through in rounds: in round r at most r units may share a grain (a pool of the
-hierarchy) or the domain in which they fire most, and ⌈n / sites⌉ a site; only when this leaves
-the page short may a site give more. The controls are drawn uniformly from the same eligible units,
-whatever their selectivity.
+fire there at least ``MIN_FIRES`` times and in at least ``MIN_PARENTS`` parents: what fires in one
+file knows that file only, and is silent in the half that is shown. Where this leaves the page
+short, one parent is enough. One pool or one easy domain would fill the page, so the ranking is
+gone through in rounds: in round r at most r units may share a grain (a pool of the hierarchy) or
+the domain in which they fire most, and ⌈n / sites⌉ a site; only when this leaves the page short
+may a site give more. The controls are drawn uniformly from the same eligible units, whatever their
+selectivity.
 """
 
 import math
@@ -14,12 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from pellucid.explore.activity import PoolActivity
 from pellucid.explore.halves import CHOOSE
 from pellucid.stats.selectivity import domain_selectivity, domain_shares
 
 MIN_FIRES = 30
+MIN_PARENTS = 4
 NUM_RANKED = 4096  # candidates a pool; enough that no round runs dry
 
 
@@ -49,19 +54,29 @@ def choose_units(
     seed: int = 0,
 ) -> tuple[ChosenUnit, ...]:
     """``selective`` units, most selective first, then ``controls``; fewer if few are eligible."""
+    eligible = [_eligible(a, min_fires, MIN_PARENTS) for a in activity]
+    if sum(int(mask.sum()) for mask in eligible) < selective + controls:
+        eligible = [_eligible(a, min_fires, 1) for a in activity]
     ranked = sorted(
-        (c for i, a in enumerate(activity) for c in _candidates(i, a, min_fires)),
+        (c for i, a in enumerate(activity) for c in _candidates(i, a, eligible[i])),
         key=lambda candidate: -candidate.score,
     )
     best = _spread(ranked, selective, math.ceil(selective / max(len(activity), 1)))
     taken = {(candidate.position, candidate.unit) for candidate in best}
     chosen = [ChosenUnit(position=c.position, unit=c.unit, control=False) for c in best]
-    return (*chosen, *_draw(activity, controls, min_fires, taken, seed))
+    return (*chosen, *_draw(eligible, controls, taken, seed))
 
 
-def _candidates(position: int, activity: PoolActivity, min_fires: int) -> list[_Candidate]:
+def _eligible(activity: PoolActivity, fires: int, parents: int) -> Bool[Tensor, " units"]:
+    often = activity.fires[CHOOSE].sum(-1) >= fires
+    return often & (activity.parents[CHOOSE] >= parents)
+
+
+def _candidates(
+    position: int, activity: PoolActivity, mask: Bool[Tensor, " units"]
+) -> list[_Candidate]:
     fires, tokens = activity.fires[CHOOSE], activity.tokens[CHOOSE]
-    eligible = (fires.sum(-1) >= min_fires).nonzero().squeeze(1)
+    eligible = mask.nonzero().squeeze(1)
     score = domain_selectivity(fires[eligible], tokens)
     top = score.topk(min(NUM_RANKED, len(score)))
     units = eligible[top.indices]
@@ -101,14 +116,13 @@ def _spread(ranked: list[_Candidate], wanted: int, per_site: int) -> list[_Candi
 
 
 def _draw(
-    activity: Sequence[PoolActivity],
+    eligible: Sequence[Bool[Tensor, " units"]],
     wanted: int,
-    min_fires: int,
     taken: set[tuple[int, int]],
     seed: int,
 ) -> list[ChosenUnit]:
     """Units drawn uniformly from all that are eligible and not ``taken``."""
-    eligible = [a.fires[CHOOSE].sum(-1) >= min_fires for a in activity]
+    eligible = [mask.clone() for mask in eligible]
     for position, unit in taken:
         eligible[position][unit] = False
     places = [

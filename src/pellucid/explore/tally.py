@@ -2,7 +2,8 @@
 
 A code is reduced to its entries with a value other than 0, and these are added to counts by unit
 and, for pools of several axes, by *grain*: all axes but the last, such as the pool of a
-hierarchy. Memory: 2 · units · domains counts and 2 · parents · grains sums.
+hierarchy. Memory: 2 · units · domains counts, 2 · parents · grains sums, and a number for every
+unit of every parent and batch in which it fired.
 """
 
 from dataclasses import dataclass
@@ -42,9 +43,20 @@ class Tally:
         self.fires = torch.zeros(2, units, domains, dtype=torch.int32)
         self.rows, self.active, self.effective = 0, 0, 0
         self.grains = num_grains(pool.spec)
+        self._owners = parents
         self.mass = torch.zeros(parents, self.grains)
         self.used = torch.zeros(parents, self.grains)
         self.choices: list[Tensor] = []
+        self._pairs: list[Tensor] = []
+
+    @property
+    def parents(self) -> Int[Tensor, "halves units"]:
+        """In how many parents each unit fired."""
+        units = self.fires.shape[1]
+        found = torch.cat([torch.zeros(0, dtype=torch.int64), *self._pairs]).unique()
+        self._pairs = [found]
+        place = found // self._owners % 2 * units + found // self._owners // 2
+        return torch.bincount(place, minlength=2 * units).view(2, units)
 
     def add(self, x: Float[Tensor, "rows d"], rows: Rows) -> None:
         units = self.pool.spec.num_units
@@ -69,6 +81,8 @@ class Tally:
         place = (rows.half[row] * units + unit) * domains + rows.domain[row]
         ones = torch.ones(len(place), dtype=torch.int32)
         self.fires.view(-1).index_add_(0, place, ones)
+        owned = (unit * 2 + rows.half[row]) * self._owners + rows.parent[row]
+        self._pairs.append(owned.unique())
         count = torch.bincount(row, minlength=len(rows.parent))
         self.rows += len(count)
         self.active += len(row)

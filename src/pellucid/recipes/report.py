@@ -295,8 +295,8 @@ def _units(arm: ArmReport) -> Section:
     intro = (
         f"The {len(arm.selective)} units that say most about the domain by firing, no two from "
         "one pool or for one domain as long as others are left, and, framed by dashes, "
-        f"{len(arm.controls)} drawn at random from all that fire often enough. A reading that "
-        "fits the controls as well explains nothing.",
+        f"{len(arm.controls)} drawn at random from all that fire often enough, in several "
+        "documents. A reading that fits the controls as well explains nothing.",
         "Units were chosen on one half of the held-out documents; counts, domains, selectivity "
         "and contexts come from the other half. Contexts are the strongest firings, one per "
         "document; orange shades a positive, blue a negative value, the strongest is outlined. "
