@@ -81,14 +81,23 @@ class Tally:
         place = (rows.half[row] * units + unit) * domains + rows.domain[row]
         ones = torch.ones(len(place), dtype=torch.int32)
         self.fires.view(-1).index_add_(0, place, ones)
-        owned = (unit * 2 + rows.half[row]) * self._owners + rows.parent[row]
-        self._pairs.append(owned.unique())
+        self._pairs.append(self._owned(row, unit, rows))
         count = torch.bincount(row, minlength=len(rows.parent))
         self.rows += len(count)
         self.active += len(row)
         listed = torch.zeros(len(count), int(count.max()) if len(count) else 0)
         listed[row, torch.arange(len(row)) - (count.cumsum(0) - count)[row]] = mass
         self.effective += int(effective_units(listed).sum())
+
+    def _owned(self, row: Tensor, unit: Tensor, rows: Rows) -> Tensor:
+        """A number for every unit of every parent in which it fired here, each once."""
+        owner, local = rows.parent.unique(return_inverse=True)
+        half = torch.zeros_like(owner).index_put_((local,), rows.half.to(owner.dtype))
+        # A table of the few parents of a batch costs less than sorting all entries.
+        fired = torch.zeros(len(owner), self.fires.shape[1], dtype=torch.bool)
+        fired[local[row], unit] = True
+        place, found = fired.nonzero(as_tuple=True)
+        return (found * 2 + half[place]) * self._owners + owner[place]
 
     def _count_grains(self, row: Tensor, unit: Tensor, mass: Tensor, rows: Rows) -> None:
         grain = unit // self.pool.spec.axes[-1][1]
