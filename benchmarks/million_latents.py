@@ -14,6 +14,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from benchmarks.dictionaries.fit import peak_mb
 from pellucid.cli.progress import say
@@ -21,7 +22,7 @@ from pellucid.core.unit import Site
 from pellucid.data.activations import Rows
 from pellucid.data.disk import write_atomically
 from pellucid.data.worlds.superposition import SuperpositionConfig
-from pellucid.dictionaries import build_coder, settle
+from pellucid.dictionaries import Coder, build_coder, settle
 from pellucid.recipes.dictionary import FitRun, choose_dictionary, plan_fits
 from pellucid.recipes.fit_loop import fit_loop, fit_optimizer
 from pellucid.recipes.folder import commit, machine
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--out",
@@ -82,16 +83,14 @@ def fit(args: argparse.Namespace) -> dict[str, object]:
     settle(coder, first, first)
     optimizer = fit_optimizer(coder, fits[0], run)
     loop = fit_loop(coder, optimizer, fits[0], run, rows, "cpu")
+    held_out = world.sample(1024, seed=0, step=HELD_OUT + 1).x
+    start = score(coder, held_out, args.batch)
     progress, seconds = loop.start(0), []
     while not progress.last:
         began = perf_counter()
         progress = loop.advance(progress, [])
         seconds.append(perf_counter() - began)
     peak = peak_mb()
-    error, held_out = FVU(), world.sample(1024, seed=0, step=HELD_OUT + 1).x
-    with torch.no_grad():
-        for part in held_out.split(args.batch):
-            error.update(part, coder.eval()(part))
     states = [s for state in optimizer.state.values() for s in state.values()]
     held = [*coder.parameters(), *coder.buffers(), *states]
     revision, dirty = commit()
@@ -109,11 +108,21 @@ def fit(args: argparse.Namespace) -> dict[str, object]:
         "base_mb": base,
         "held_mb": sum(t.numel() * t.element_size() for t in held) / 2**20,
         "dense_values_mb": args.latents * args.width * 4 / 2**20,
-        "fvu": error.value,
+        "fvu_start": start,
+        "fvu": score(coder, held_out, args.batch),
         "commit": revision,
         "dirty": dirty,
         "machine": machine(),
     }
+
+
+@torch.no_grad()
+def score(coder: Coder, rows: Tensor, batch: int) -> float:
+    """FVU of the rows."""
+    error = FVU()
+    for part in rows.split(batch):
+        error.update(part, coder(part))
+    return error.value
 
 
 if __name__ == "__main__":
