@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
+    # Now, as long as the checkout is what was imported: it may move on while a pass runs.
+    args.measured = commit()[0]
     if args.speed:
         _record_speeds(args)
         return
@@ -243,7 +245,7 @@ def _measure(run: Path, prepared: Prepared, arm: str, args: argparse.Namespace) 
         "lr": config.optim.lr,
         "precision": config.precision,
         **_origin(run),
-        "measured": commit()[0],
+        "measured": args.measured,
     }
 
 
